@@ -1,0 +1,9 @@
+"""The words used in signatures throughout jaxml."""
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8
+
+__all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "UInt8"]
+
+Array = jax.Array | np.ndarray  # NumPy is welcome outside jit
