@@ -1,0 +1,21 @@
+"""Many devices as one: meshes, data parallelism, collectives.
+
+| name | what |
+|---|---|
+| `data_mesh` | all devices on one axis named `data` |
+| `data_parallel` | a step, run with the batch split over that axis |
+| `shard_batch`, `replicate` | arrays onto the mesh |
+| `pmean`, `psum`, `all_gather` | collectives with the right gradients; identity on one device |
+| `sample_keys` | random keys that do not depend on the number of devices |
+"""
+
+from jaxml.parallel.collectives import all_gather as all_gather
+from jaxml.parallel.collectives import pmean as pmean
+from jaxml.parallel.collectives import psum as psum
+from jaxml.parallel.collectives import sample_keys as sample_keys
+from jaxml.parallel.collectives import sample_positions as sample_positions
+from jaxml.parallel.data_parallel import data_parallel as data_parallel
+from jaxml.parallel.mesh import DATA_AXIS as DATA_AXIS
+from jaxml.parallel.mesh import data_mesh as data_mesh
+from jaxml.parallel.mesh import replicate as replicate
+from jaxml.parallel.mesh import shard_batch as shard_batch

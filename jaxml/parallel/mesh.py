@@ -1,0 +1,65 @@
+"""The mesh of devices, and how arrays lie on it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxml.export import export
+
+DATA_AXIS = "data"
+"""The mesh axis that batches are split over."""
+
+
+@export("parallel.data_mesh", since="0.1")
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A one-axis mesh named `data` over all (or the given) devices of all hosts."""
+    devices = jax.devices() if devices is None else devices
+    if not devices:
+        raise ValueError("data_mesh needs at least one device, got none")
+    return jax.make_mesh(
+        (len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices
+    )
+
+
+@export("parallel.shard_batch", since="0.1")
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts a host batch on the mesh, split over its first axis.
+
+    Args:
+        batch: pytree of arrays [local batch, ...]: this process's part of the global
+            batch, its rows in the order of the processes.
+        mesh: a mesh with an axis named `data`.
+
+    Raises:
+        ValueError: if the batch does not divide by this process's devices.
+    """
+    sharding = NamedSharding(mesh, P(DATA_AXIS))
+    devices = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        x = np.asarray(x)
+        if x.ndim == 0 or x.shape[0] % devices:
+            raise ValueError(
+                "the batch must divide by the number of devices, "
+                f"got shape {x.shape} on {devices} devices"
+            )
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return jax.tree.map(put, batch)
+
+
+@export("parallel.replicate", since="0.1")
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts the same values on every device of the mesh."""
+    sharding = NamedSharding(mesh, P())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
