@@ -1,0 +1,183 @@
+"""The training loop: a function, not a class to subclass."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+
+from jaxml.export import export
+from jaxml.method import Batch, Metrics
+from jaxml.train.checkpoint import Checkpoints
+from jaxml.train.guard import check_finite, scalars
+from jaxml.train.log import Log, Progress
+from jaxml.train.run import Run
+from jaxml.train.state import TrainState
+from jaxml.train.step import Step
+
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+"""state -> {name: value}."""
+
+
+@export("train.fit", since="0.1")
+def fit(
+    step: Step,
+    state: TrainState,
+    batches: Iterable[Batch],
+    num_steps: int,
+    *,
+    run: Run | None = None,
+    log: Log | None = None,
+    log_every: int = 100,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+    save_every: int = 1000,
+    keep_last: int | None = 2,
+) -> TrainState:
+    """Calls `step` until `state.step` reaches `num_steps`.
+
+    With a `run`, reports and checkpoints go to its folder, and a run found there is
+    continued: state and data iterator are restored, and what follows is bit for bit what
+    an uninterrupted run would have made (on the same devices). SIGTERM and Ctrl-C save a
+    checkpoint before the process ends.
+
+    Write your own loop when this one is not enough: `step` is an ordinary function.
+
+    Args:
+        step: from `data_parallel(gradient_step(...), mesh)`, `jax.jit(gradient_step(...))`
+            or your own.
+        state: the state to begin with; a checkpoint of the run takes its place.
+        batches: yields one batch per step. An iterator with `get_state` and `set_state`
+            (as `jaxml.data.load` gives) continues at once; any other is read up to the
+            step where the run stood.
+        num_steps: updates in all, those of earlier sessions included.
+        run: the folder to write to; None writes nothing.
+        log: called with every report, besides the progress shown and the run's own log.
+        log_every: steps between reports.
+        evaluate: called every `evaluate_every` steps and at the end; its values are
+            reported as well.
+        evaluate_every: None evaluates at the end only.
+        save_every: steps between checkpoints; the last step is always saved.
+        keep_last: how many checkpoints stay; None keeps all.
+
+    Raises:
+        NonFiniteError: at the first step with a metric that is NaN or infinite, before
+            anything of it is saved.
+        ValueError: if `batches` ends too early.
+    """
+    iterator = iter(batches)
+    with (
+        _checkpoints(run, keep_last) as checkpoints,
+        _Interruption() as interruption,
+    ):
+        if run is not None and checkpoints.latest_step() is not None:
+            state, record = checkpoints.restore(state)
+            _forward(iterator, record["batches"], int(state.step))
+        done = int(state.step)
+        if run is not None:
+            run.rewind(done)
+        logs = ([run.log] if run else []) + ([log] if log else [])
+
+        first = jax.process_index() == 0
+        with Progress(done, num_steps, enabled=first) as progress:
+            if run is not None and done:
+                progress.say(f"{run.path}: continuing at step {done} of {num_steps}")
+
+            def report(values: Mapping[str, float]) -> None:
+                progress.report(done, values)
+                for write in logs:
+                    write(done, values)
+
+            unchecked: tuple[int, Metrics, Batch] | None = None
+            while done < num_steps:
+                batch = next(iterator, None)
+                if batch is None:
+                    raise ValueError(
+                        f"batches ended at step {done}, before num_steps={num_steps}"
+                    )
+                state, metrics = step(state, batch)
+                done += 1
+                progress.advance()
+                stop = interruption.came  # read once: it may come at any moment
+                reports = _is_due(done, log_every, num_steps)
+                saves = _is_due(done, save_every, num_steps) or stop is not None
+                # One step late, so that the device need not wait for the check.
+                if unchecked is not None:
+                    check_finite(*unchecked, state.params)
+                unchecked = done, metrics, batch
+                if reports or saves:
+                    check_finite(*unchecked, state.params)
+                if reports:
+                    report(scalars(metrics))
+                if evaluate and _is_due(done, evaluate_every, num_steps):
+                    report({k: float(v) for k, v in evaluate(state).items()})
+                if run is not None and saves:
+                    record = {"batches": _position(iterator), "config": run.config}
+                    checkpoints.save(done, state, record)
+                    run.draw()
+                if stop is not None:
+                    checkpoints.close()
+                    _leave(stop, done, run)
+    return state
+
+
+def _is_due(done: int, every: int | None, num_steps: int) -> bool:
+    return done == num_steps or (every is not None and done % every == 0)
+
+
+def _checkpoints(run: Run | None, keep_last: int | None) -> Checkpoints:
+    directory = run.checkpoints if run is not None else "."
+    return Checkpoints(directory, keep_last=keep_last)
+
+
+def _position(iterator: Iterator[Batch]) -> Any:
+    """Where the iterator stands, as JSON; None if it cannot say."""
+    return iterator.get_state() if hasattr(iterator, "get_state") else None
+
+
+def _forward(iterator: Iterator[Batch], position: Any, num_steps: int) -> None:
+    """Moves a fresh iterator to where the run stood."""
+    if position is not None and hasattr(iterator, "set_state"):
+        iterator.set_state(position)
+    else:
+        for _ in range(num_steps):
+            next(iterator, None)
+
+
+class _Interruption:
+    """Notes SIGTERM and Ctrl-C, so that the loop can leave at a step's end."""
+
+    def __init__(self) -> None:
+        self.came: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interruption":
+        # Only the main thread may set handlers; elsewhere signals stay as they are.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: no more waiting
+        self.came = number
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _leave(signal_number: int, step: int, run: Run | None) -> None:
+    """Ends the process with the code that shells expect after this signal."""
+    name = signal.Signals(signal_number).name
+    saved = f"{run.path} is saved, the same command continues it" if run else ""
+    print(f"{name} at step {step}: {saved or 'nothing was saved'}", flush=True)
+    raise SystemExit(128 + signal_number)
