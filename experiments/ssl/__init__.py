@@ -1,0 +1,1 @@
+"""Self-supervised learning: encoders trained without labels, judged by simple probes."""
