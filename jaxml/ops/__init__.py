@@ -1,0 +1,60 @@
+"""Pure functions on arrays: no parameters, no layers, one idea per file.
+
+| file | what |
+|---|---|
+| `augment` | random operations on one image, for the jitted step |
+| `views` | the augmentation recipes of the self-supervised papers |
+| `color` | brightness, contrast, saturation, hue, gray, HSV, normalization |
+| `resize` | crop and resize with antialiasing, as two matrix products |
+| `blur` | Gaussian blur |
+| `sampling` | bilinear sampling at any points, affine warps |
+| `similarity` | unit vectors and cosine similarity |
+"""
+
+from jaxml.ops.augment import apply_with_probability as apply_with_probability
+from jaxml.ops.augment import color_jitter as color_jitter
+from jaxml.ops.augment import cutout as cutout
+from jaxml.ops.augment import pad_and_crop as pad_and_crop
+from jaxml.ops.augment import random_affine as random_affine
+from jaxml.ops.augment import random_gaussian_blur as random_gaussian_blur
+from jaxml.ops.augment import random_grayscale as random_grayscale
+from jaxml.ops.augment import random_horizontal_flip as random_horizontal_flip
+from jaxml.ops.augment import random_intensity as random_intensity
+from jaxml.ops.augment import random_noise as random_noise
+from jaxml.ops.augment import random_resized_crop as random_resized_crop
+from jaxml.ops.augment import random_solarize as random_solarize
+from jaxml.ops.augment import random_vertical_flip as random_vertical_flip
+from jaxml.ops.augment import to_float as to_float
+from jaxml.ops.blur import gaussian_blur as gaussian_blur
+from jaxml.ops.color import IMAGENET_MEAN as IMAGENET_MEAN
+from jaxml.ops.color import IMAGENET_STD as IMAGENET_STD
+from jaxml.ops.color import adjust_brightness as adjust_brightness
+from jaxml.ops.color import adjust_contrast as adjust_contrast
+from jaxml.ops.color import adjust_hue as adjust_hue
+from jaxml.ops.color import adjust_saturation as adjust_saturation
+from jaxml.ops.color import grayscale as grayscale
+from jaxml.ops.color import hsv_to_rgb as hsv_to_rgb
+from jaxml.ops.color import normalize as normalize
+from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
+from jaxml.ops.color import solarize as solarize
+from jaxml.ops.resize import crop_and_resize as crop_and_resize
+from jaxml.ops.resize import resize_image as resize_image
+from jaxml.ops.sampling import affine as affine
+from jaxml.ops.sampling import sample_bilinear as sample_bilinear
+from jaxml.ops.similarity import unit as unit
+from jaxml.ops.views import byol_view1 as byol_view1
+from jaxml.ops.views import byol_view2 as byol_view2
+from jaxml.ops.views import byol_views as byol_views
+from jaxml.ops.views import digit_view as digit_view
+from jaxml.ops.views import dino_local_view as dino_local_view
+from jaxml.ops.views import dino_view1 as dino_view1
+from jaxml.ops.views import dino_view2 as dino_view2
+from jaxml.ops.views import dino_views as dino_views
+from jaxml.ops.views import moco_v2_view as moco_v2_view
+from jaxml.ops.views import multi_crop as multi_crop
+from jaxml.ops.views import simclr_cifar_view as simclr_cifar_view
+from jaxml.ops.views import simclr_view as simclr_view
+from jaxml.ops.views import simsiam_view as simsiam_view
+from jaxml.ops.views import swav_view as swav_view
+from jaxml.ops.views import swav_views as swav_views
+from jaxml.ops.views import two_views as two_views
