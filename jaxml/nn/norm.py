@@ -1,0 +1,145 @@
+"""Batch normalisation over the global batch, however many devices hold it.
+
+Each channel is normalised with the mean and variance of the batch in training, and with
+their running averages in evaluation:
+
+    y = scale * (x - mean) / sqrt(var + epsilon) + bias
+    running <- (1 - momentum) * running + momentum * batch statistic.
+
+Under `axis_name` every device reports the mean and centred variance of its part, one
+gather brings them together and they are merged (Chan et al.): nothing large is ever
+subtracted, so a mean a thousand deviations from zero does no harm. `num_groups` splits
+the *global* batch into consecutive groups with statistics of their own (ghost or split
+batch norm): the result is the same on any number of devices, and `num_groups` equal to
+that number is the local, unsynchronised batch norm.
+
+The trap: `momentum` is torch's, the weight of the new batch (flax's 0.9 is 0.1 here); and
+as in torch the running variance is unbiased while the batch is normalised by the biased.
+
+Reference: Ioffe and Szegedy, "Batch Normalization", ICML 2015,
+https://arxiv.org/abs/1502.03167 (algorithms 1 and 2); Hoffer et al., "Train longer,
+generalize better", NeurIPS 2017, https://arxiv.org/abs/1705.08741 (algorithm 1; here the
+running averages take the mean over the groups in one step, not one group after another);
+Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+Variances", COMPSTAT 1982 (equation 2.1).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jax.nn.initializers import Initializer
+
+from jaxml.export import export
+from jaxml.parallel.collectives import all_gather
+from jaxml.typing import Array, Float
+
+
+@export("nn.BatchNorm", since="0.1")
+class BatchNorm(nn.Module):
+    """Batch norm of the last axis; statistics and arithmetic are float32 or wider.
+
+    Attributes:
+        momentum: weight of the new batch in the running averages (torch's convention).
+        epsilon: added to the variance.
+        use_scale: multiply by a learned scale.
+        use_bias: add a learned bias.
+        scale_init: zeros make a residual branch start as nothing.
+        num_groups: parts of the global batch, each normalised on its own in training.
+        axis_name: mesh axis the batch is split over, or None.
+        dtype: of the output; None keeps that of the input.
+        param_dtype: of scale and bias.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: Initializer = nn.initializers.ones
+    num_groups: int = 1
+    axis_name: str | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch *space channels"], *, train: bool
+    ) -> Float[Array, "batch *space channels"]:
+        """Normalises `x`; in training it also moves the running averages.
+
+        Raises:
+            ValueError: in training, if a group holds a single value per channel, or if
+                batch, devices and groups do not divide.
+        """
+        channels = x.shape[-1:]
+        running_mean = self.variable(
+            "batch_stats", "mean", jnp.zeros, channels, jnp.float32
+        )
+        running_var = self.variable(
+            "batch_stats", "var", jnp.ones, channels, jnp.float32
+        )
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train and not self.is_initializing():
+            y, moments, batch_mean, batch_var = _batch_moments(
+                wide, self.num_groups, self.axis_name
+            )
+            running_mean.value += self.momentum * (batch_mean - running_mean.value)
+            running_var.value += self.momentum * (batch_var - running_var.value)
+        else:
+            y = wide[None]
+            moments = jnp.stack([running_mean.value, running_var.value])[None]
+
+        # Everything below is [groups, batch / groups, *space, channels].
+        def along(v: Array) -> Array:
+            return v.reshape(-1, *(1,) * (y.ndim - 2), *channels)
+
+        gain = lax.rsqrt(along(moments[:, 1]) + self.epsilon)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+            gain *= along(scale)
+        y = (y - along(moments[:, 0])) * gain
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            y += along(self.param("bias", zeros, channels, self.param_dtype))
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+
+def _batch_moments(
+    x: Array, num_groups: int, axis_name: str | None
+) -> tuple[Array, Array, Array, Array]:
+    """Returns local groups of `x`, their moments, and what the running averages get."""
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    local = max(num_groups // devices, 1)
+    if len(x) % local or (num_groups % devices and devices % num_groups):
+        raise ValueError(
+            "num_groups must divide the global batch, and the number of devices or the "
+            f"reverse, got {num_groups} groups of {devices} x {len(x)} samples"
+        )
+    count = devices * x[..., 0].size // num_groups
+    if count == 1:
+        raise ValueError(
+            "batch norm needs more than one value per channel and group in training, "
+            f"got input {x.shape} on {devices} devices in {num_groups} groups"
+        )
+    x = x.reshape(local, -1, *x.shape[1:])
+    axes = tuple(range(1, x.ndim - 1))
+    mean = jnp.mean(x, axes, keepdims=True)
+    var = jnp.mean(jnp.square(x - mean), axes)
+    moments = jnp.stack([mean.reshape(var.shape), var], axis=1)  # [local, 2, channels]
+
+    everywhere = all_gather(moments, axis_name)
+    merged = _merged(everywhere.reshape(num_groups, -1, *moments.shape[1:]))
+    mean, var = jnp.mean(merged, axis=0)
+    if num_groups < devices:  # a group spans devices: mine is one of the merged
+        mine = lax.axis_index(axis_name) * num_groups // devices
+        moments = lax.dynamic_index_in_dim(merged, mine)
+    return x, moments, mean, var * (count / (count - 1))
+
+
+def _merged(moments: Array) -> Array:
+    """Means and variances [groups, parts, 2, channels] of equal parts, made one."""
+    mean, var = moments[:, :, 0], moments[:, :, 1]
+    centre = jnp.mean(mean, axis=1, keepdims=True)
+    var = jnp.mean(var + jnp.square(mean - centre), axis=1)
+    return jnp.stack([centre[:, 0], var], axis=1)
