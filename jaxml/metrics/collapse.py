@@ -1,0 +1,321 @@
+"""Collapse monitors: numbers that tell healthy features from broken ones, and a doctor.
+
+A self-supervised loss can fall while the features become useless: all equal, or all in a
+few dimensions. With unit rows x_i, d dims and singular values s_k of the raw features,
+
+    feature_std    = sqrt(d) mean_j std_i x_ij           1 spread evenly, 0 all equal
+    effective_rank = exp(-sum_k p_k log p_k),  p_k = s_k / sum_l s_l + 1e-7
+    alignment      = mean_i ||x_i - y_i||^a              of positives; 0 best, 2 chance
+    uniformity     = log mean_{i<j} exp(-t ||x_i - x_j||^2)    0 all equal, lower better
+
+All are pure, jittable and cheap enough for every step, but for the effective rank with
+its singular value decomposition. `diagnose` names what the numbers show.
+
+The trap: a small batch has a small rank. Compare the effective rank with min(n, d).
+
+Reference: Wang and Isola, "Understanding Contrastive Representation Learning through
+Alignment and Uniformity on the Hypersphere", ICML 2020, https://arxiv.org/abs/2005.10242
+(a = 2, t = 2); Garrido et al., "RankMe: Assessing the downstream performance
+of pretrained self-supervised representations by their rank", ICML 2023,
+https://arxiv.org/abs/2210.02885 (features neither centred nor normalised); Chen and He,
+https://arxiv.org/abs/2011.10566 (std of unit rows); Jing et al.,
+https://arxiv.org/abs/2110.09348 (dimensional collapse); Caron et al.,
+https://arxiv.org/abs/2104.14294 (uniform and one-output collapse, told by entropies).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxml.export import export
+from jaxml.ops.similarity import unit
+from jaxml.parallel.collectives import all_gather, pmean, sample_positions
+from jaxml.typing import Array, Float, Int
+
+
+@export("metrics.feature_std", since="0.1")
+def feature_std(
+    features: Float[Array, "batch dim"], *, axis_name: str | None = None
+) -> Float[Array, ""]:
+    """Standard deviation of unit rows times sqrt(dim): 1 healthy, 0 collapsed.
+
+    Args:
+        features: any scale.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    >>> float(feature_std(jnp.ones((8, 4))))
+    0.0
+    """
+    x = unit(features.astype(jnp.float32))
+    mean = pmean(jnp.mean(x, axis=0, keepdims=True), axis_name)
+    variance = pmean(jnp.mean(jnp.square(x - mean), axis=0), axis_name)
+    return jnp.mean(_root(variance)) * math.sqrt(x.shape[1])
+
+
+@export("metrics.effective_rank", since="0.1")
+def effective_rank(
+    features: Float[Array, "batch dim"],
+    *,
+    eps: float = 1e-7,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """How many dimensions the features use, in [1, min(batch, dim)]: RankMe.
+
+    Args:
+        features: any scale.
+        eps: added to each share of the spectrum, as in the paper.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    >>> round(float(effective_rank(jnp.eye(4))), 3)
+    4.0
+    """
+    x = all_gather(features.astype(jnp.float32), axis_name)
+    # A power of two changes no share, and keeps sums of squares in range.
+    x = x / jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(jnp.max(jnp.abs(x)), 1e-30))))
+    s = jnp.linalg.svd(x, compute_uv=False)
+    share = s / jnp.maximum(jnp.sum(s), 1e-30) + eps
+    return jnp.exp(-jnp.sum(share * jnp.log(share)))
+
+
+@export("metrics.alignment", since="0.1")
+def alignment(
+    x: Float[Array, "batch dim"],
+    y: Float[Array, "batch dim"],
+    *,
+    alpha: float = 2.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Mean distance of positives on the unit sphere to the power alpha; 0 is best.
+
+    Args:
+        x: features of one view, any scale.
+        y: features of the other view, row by row.
+        alpha: exponent; at 2 unrelated rows have 2 on average.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    Raises:
+        ValueError: if the shapes differ (broadcasting would hide the mistake).
+
+    >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+    >>> [float(alignment(x, x)), float(alignment(x, -x))]
+    [0.0, 4.0]
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"x and y must have one shape, got {x.shape} and {y.shape}")
+    apart = unit(x.astype(jnp.float32)) - unit(y.astype(jnp.float32))
+    square = jnp.sum(jnp.square(apart), axis=-1)
+    distance = square if alpha == 2 else _root(square) ** alpha
+    return pmean(jnp.mean(distance), axis_name)
+
+
+@export("metrics.uniformity", since="0.1")
+def uniformity(
+    features: Float[Array, "batch dim"],
+    *,
+    t: float = 2.0,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Log of the mean Gaussian potential of all pairs, in [-4 t, 0]; lower is better.
+
+    Args:
+        features: any scale; at least two rows in all.
+        t: how steep the potential is.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    Raises:
+        ValueError: if there is no pair.
+
+    >>> round(float(uniformity(jnp.eye(2))), 4)
+    -4.0
+    """
+    x = unit(features.astype(jnp.float32))
+    everything = all_gather(x, axis_name)
+    n = len(everything)
+    if n < 2:
+        raise ValueError(f"uniformity needs at least 2 rows, got {n}")
+
+    def row(own: tuple[Float[Array, "dim"], Int[Array, ""]]) -> Float[Array, ""]:
+        vector, position = own
+        # Products, not differences: n^2 numbers at a time and not n^2 d.
+        square = 2 - 2 * jnp.matmul(everything, vector, precision=lax.Precision.HIGHEST)
+        itself = jnp.arange(n) == position
+        return jax.nn.logsumexp(jnp.where(itself, -jnp.inf, -t * square))
+
+    positions = sample_positions(len(x), axis_name)
+    rows = lax.map(row, (x, positions), batch_size=min(len(x), 1024))
+    return jax.nn.logsumexp(all_gather(rows, axis_name)) - math.log(n * (n - 1))
+
+
+@export("metrics.collapse_metrics", since="0.1")
+def collapse_metrics(
+    features: Float[Array, "batch dim"],
+    positives: Float[Array, "batch dim"] | None = None,
+    probabilities: Float[Array, "batch outputs"] | None = None,
+    *,
+    axis_name: str | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """All monitors at once, for `diagnose`; jittable.
+
+    Args:
+        features: any scale; at least two rows in all.
+        positives: features of the other view, row by row.
+        probabilities: what a head gives each row, adding up to 1: a teacher's softmax,
+            codes over prototypes.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    Returns:
+        feature_std, uniformity, effective_rank; `rank_share` of min(batch, dim); with
+        positives `alignment`, and `pair_distance`, the mean squared distance of all
+        pairs on the unit sphere, which it should undercut; with probabilities
+        `row_entropy`, the mean entropy of a row, and `mean_entropy`, that of the mean
+        row, both as shares of log(outputs), and `outputs_used`, the mean row's
+        perplexity as a share of min(batch, outputs).
+
+    >>> values = collapse_metrics(jnp.ones((8, 4)))
+    >>> [finding.name for finding in diagnose(values)]
+    ['complete collapse']
+    """
+    x = unit(features.astype(jnp.float32))
+    n = len(x) * (1 if axis_name is None else lax.axis_size(axis_name))
+    rank = effective_rank(features, axis_name=axis_name)
+    values = {
+        "feature_std": feature_std(features, axis_name=axis_name),
+        "uniformity": uniformity(features, axis_name=axis_name),
+        "effective_rank": rank,
+        "rank_share": rank / min(n, x.shape[1]),
+    }
+    if positives is not None:
+        centre = pmean(jnp.mean(x, axis=0), axis_name)
+        square = pmean(jnp.mean(jnp.sum(jnp.square(x), axis=1)), axis_name)
+        spread = square - jnp.sum(jnp.square(centre))
+        values["alignment"] = alignment(features, positives, axis_name=axis_name)
+        values["pair_distance"] = 2 * n / (n - 1) * spread
+    if probabilities is not None:
+        p = probabilities.astype(jnp.float32)
+        most, outputs = math.log(p.shape[1]), p.shape[1]
+        row = pmean(jnp.mean(_entropy(p)), axis_name)
+        mean = _entropy(pmean(jnp.mean(p, axis=0), axis_name))
+        values["row_entropy"] = row / most
+        values["mean_entropy"] = mean / most
+        values["outputs_used"] = jnp.exp(mean) / min(n, outputs)
+    return values
+
+
+@export("metrics.Finding", since="0.1")
+class Finding(NamedTuple):
+    """What is wrong, and the numbers that say so."""
+
+    name: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.detail}"
+
+
+@export("metrics.diagnose", since="0.1")
+def diagnose(
+    metrics: Mapping[str, float | Float[Array, ""]], *, num_outputs: int | None = None
+) -> list[Finding]:
+    """Names what a run's numbers show; an empty list is health.
+
+    Args:
+        metrics: `collapse_metrics`, or a row of a log with any of its names, and
+            optionally `loss`, a cross-entropy over `num_outputs` in nats.
+        num_outputs: what the loss chooses among: prototypes, classes, candidates.
+
+    The findings, and when they are made:
+        not finite: any number is NaN or infinite.
+        complete collapse: feature_std < 0.1.
+        dimensional collapse: rank_share < 0.1.
+        unrelated positives: alignment > 0.95 pair_distance, as for shuffled pairs.
+        identical positives: alignment < 0.001 pair_distance, as for one view twice.
+        uniform output: row_entropy > 0.99, or |loss - ln(num_outputs)| < 0.001
+            ln(num_outputs); every untrained head starts there.
+        constant output: mean_entropy - row_entropy < 0.01 and not uniform: the output
+            does not depend on the input.
+        few outputs used: outputs_used < 0.1 and the output not constant.
+
+    >>> for finding in diagnose({"loss": 8.3178}, num_outputs=4096):
+    ...     print(finding)
+    uniform output: loss 8.318 is ln 4096 = 8.318, ...
+    """
+    m = {name: float(value) for name, value in metrics.items()}
+    bad = sorted(name for name, value in m.items() if not math.isfinite(value))
+    if bad:
+        return [
+            Finding("not finite", ", ".join(f"{name} is {m[name]}" for name in bad))
+        ]
+    return [*_diagnose_features(m), *_diagnose_outputs(m, num_outputs)]
+
+
+def _diagnose_features(m: Mapping[str, float]) -> list[Finding]:
+    std = m.get("feature_std", 1.0)
+    if std < 0.1:  # the other symptoms follow from this one
+        detail = f"feature_std {std:.3g} is below 0.1, all features point one way"
+        return [Finding("complete collapse", detail)]
+    findings = []
+    if m.get("rank_share", 1.0) < 0.1:
+        detail = (
+            f"the effective rank is {m['rank_share']:.1%} of what batch and dim allow, "
+            "less than 10 %"
+        )
+        findings.append(Finding("dimensional collapse", detail))
+    if "alignment" in m and "pair_distance" in m:
+        apart, chance = m["alignment"], m["pair_distance"]
+        if apart > 0.95 * chance:
+            detail = (
+                f"alignment {apart:.3g} is no better than {chance:.3g} between any two "
+                "rows, are the views in one order?"
+            )
+            findings.append(Finding("unrelated positives", detail))
+        elif apart < 0.001 * chance:
+            detail = (
+                f"alignment {apart:.3g} is nothing beside {chance:.3g} between any two "
+                "rows, do the views differ?"
+            )
+            findings.append(Finding("identical positives", detail))
+    return findings
+
+
+def _diagnose_outputs(m: Mapping[str, float], num_outputs: int | None) -> list[Finding]:
+    if num_outputs is not None and "loss" in m:
+        uniform = math.log(num_outputs)
+        if abs(m["loss"] - uniform) < 1e-3 * uniform:
+            detail = (
+                f"loss {m['loss']:.4g} is ln {num_outputs} = {uniform:.4g}, what equal "
+                "outputs give"
+            )
+            return [Finding("uniform output", detail)]
+    if "row_entropy" not in m or "mean_entropy" not in m:
+        return []
+    row, mean = m["row_entropy"], m["mean_entropy"]
+    if row > 0.99:
+        detail = f"the entropy of a row is {row:.1%} of its maximum"
+        return [Finding("uniform output", detail)]
+    if mean - row < 0.01:
+        detail = (
+            f"rows have {row:.1%} and their mean {mean:.1%} of the greatest entropy: "
+            "every input gets one output"
+        )
+        return [Finding("constant output", detail)]
+    if m.get("outputs_used", 1.0) < 0.1:
+        detail = (
+            f"the mean row spreads over {m['outputs_used']:.1%} of the outputs that "
+            "this batch could use"
+        )
+        return [Finding("few outputs used", detail)]
+    return []
+
+
+def _entropy(p: Float[Array, "*rows outputs"]) -> Float[Array, "*rows"]:
+    return jnp.sum(jax.scipy.special.entr(p), axis=-1)
+
+
+def _root(square: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    # The root's gradient at zero is infinite: keep it out of the chain.
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
