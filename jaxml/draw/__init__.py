@@ -1,0 +1,24 @@
+"""Pictures of a run: curves, image sheets, embeddings, bars and tables.
+
+| function | picture |
+|---|---|
+| `save_curves` | losses and metrics over steps; `read_curves` reads `metrics.jsonl` |
+| `save_image_sheet` | images side by side: samples, augmented views |
+| `save_embedding` | features in the plane by PCA or t-SNE, coloured by class |
+| `save_bars` | one number per method, with its seeds |
+| `save_table` | several numbers per method, the best in bold |
+
+Each takes the path first, writes the file in one move (a reader never sees half a
+picture) and returns the picture as a PIL image, which a notebook shows as it is; with
+None for the path it only returns it. Images are PNG; charts may also be PDF or SVG, by
+the suffix. Names stand beside lines and clusters, so that nothing is told by colour
+alone.
+"""
+
+from jaxml.draw.canvas import COLOURS as COLOURS
+from jaxml.draw.comparison import save_bars as save_bars
+from jaxml.draw.comparison import save_table as save_table
+from jaxml.draw.curves import read_curves as read_curves
+from jaxml.draw.curves import save_curves as save_curves
+from jaxml.draw.embedding import save_embedding as save_embedding
+from jaxml.draw.image_sheet import save_image_sheet as save_image_sheet
