@@ -20,7 +20,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -32,8 +31,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*\.[A-Za-z][A-Za-z0-9_]*"
 _VERSION = re.compile(r"\d+(\.\d+)+")
 _NOTICE = re.compile(r"\d+(\.\d+)+: \S.*")
 _REFERENCE = re.compile(r"^[ \t]*References?:\s*(.+?)(?:\n\s*\n|\Z)", re.M | re.S)
-_TITLE = re.compile(r'"([^"]+)"|“([^”]+)”')
-_URL = re.compile(r"https?://(?:[^\s()<>\"”]|\([^\s()]*\))+")
+_LINK = r"https?://(?:[^\s()<>\"”]|\([^\s()]*\))+"
+_PAPER = re.compile(rf'["“]([^"“”]+)["”][^"“”]*?({_LINK})')
 
 
 class ExportError(ValueError):
@@ -90,8 +89,7 @@ class Entry:
     def docstring(self) -> str:
         """The symbol's own docstring; for a constant the string under its assignment.
 
-        Empty where there is none: what a class inherits, or a dataclass generates
-        from its fields, describes nothing.
+        Empty where there is none: an inherited or generated one describes nothing.
         """
         bare = _bare(self.symbol)
         if self.is_constant:
@@ -259,6 +257,8 @@ def lookup(name: str) -> Any:
     if name not in _entries:
         _import_all(f"{_PACKAGE}.{name.partition('.')[0]}")
     if name not in _entries:
+        from difflib import get_close_matches
+
         near = get_close_matches(name, _entries, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise LookupError(f"no public name {name!r} in {_PACKAGE}{hint}")
@@ -289,21 +289,16 @@ def skipped() -> Mapping[str, str]:
 
 
 def parse_paper(docstring: str) -> Paper | None:
-    """The first title and link of the `Reference:` paragraph, or None.
+    """The first title of the `Reference:` paragraph that a link follows, or None.
 
     >>> text = 'Reference: Chen et al., "A Simple Framework", https://arxiv.org/abs/1'
     >>> parse_paper(text)
     Paper(title='A Simple Framework', url='https://arxiv.org/abs/1')
     """
     reference = _REFERENCE.search(inspect.cleandoc(docstring))
-    if reference is None:
-        return None
-    text = " ".join(reference[1].split())
-    title = _TITLE.search(text)
-    url = _URL.search(text, title.end() if title else 0)
-    if title is None or url is None:
-        return None
-    return Paper((title[1] or title[2]).strip(" ,."), url[0].rstrip(".,;:'"))
+    text = " ".join(reference[1].split()) if reference else ""
+    paper = _PAPER.search(text)
+    return paper and Paper(paper[1].strip(" ,."), paper[2].rstrip(".,;:'"))
 
 
 def _bare(symbol: Any) -> Any:

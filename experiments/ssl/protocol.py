@@ -104,7 +104,9 @@ def show(rows: list[Results]) -> None:
         cells = []
         for column in columns:
             values = [100 * row[f"{name}/{column}"] for row in rows]
-            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(rows) > 1 else ""
+            spread = (
+                f" ({min(values):.1f} to {max(values):.1f})" if len(rows) > 1 else ""
+            )
             cells.append(f"{np.mean(values):.1f}{spread}")
         print(f"{name:<12}" + "".join(f"{cell:>22}" for cell in cells))
 

@@ -63,7 +63,7 @@ def train_one(config: Config) -> protocol.Results:
     """One seed, from data to pictures."""
     train_split, test_split = (data.load_arrays("digits", s) for s in ("train", "test"))
     batches = data.load("digits", "train", config.batch_size, seed=config.seed)
-    views = ops.two_views(ops.small_grey_view)
+    views = ops.two_views(ops.digit_view)
     model = SimCLR(
         ConvNet(config.widths, axis_name="data"), config.head, axis_name="data"
     )
