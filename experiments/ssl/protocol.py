@@ -1,4 +1,4 @@
-"""How the experiments of this family are judged: frozen features, simple classifiers.
+"""How the experiments of this family train and are judged: one protocol for all methods.
 
 The features of the **last** step are frozen; nothing was selected on the test split. Two
 classifiers read them: the weighted vote of the nearest neighbours among all training
@@ -10,61 +10,129 @@ the same encoder before training: what a method is worth is what it adds to thos
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
-from jaxml import draw
+from jaxml import data, draw, parallel, train
 from jaxml.method import Batch, Method
 from jaxml.metrics import few_labels, knn_probe, linear_probe
-from jaxml.ops.augment import to_float
-from jaxml.train import TrainState, predict
-from jaxml.train.log import interactive
+from jaxml.ops import to_float
+from jaxml.ops.views import Views
 
 Split = Mapping[str, np.ndarray]
 Results = dict[str, float]
+MAY_CHANGE = ("out", "seeds", "save_every", "data_dir", "distributed")
+"""Fields of a configuration that do not change what a run computes."""
+
+
+def run_seeds(config: Any, run_one: Callable[[Any], Results]) -> Mapping[str, float]:
+    """Runs consecutive seeds; prints, writes and returns the accuracies.
+
+    With one seed the run lies in `config.out` itself, with several in folders below it.
+
+    Returns:
+        Means over the seeds as `<features>/<classifier>`.
+    """
+    if config.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {config.seeds}")
+    parallel.initialize(config.distributed)
+    configs = [config]
+    if config.seeds > 1:
+        configs = [
+            replace(config, seed=config.seed + i, out=config.out / f"seed{i}")
+            for i in range(config.seeds)
+        ]
+    rows = [run_one(c) for c in configs]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    if jax.process_index() == 0:
+        print(table(rows))
+        text = json.dumps({"mean": means, "seeds": rows}, indent=2)
+        (config.out / "results.json").write_text(text + "\n")
+        print(f"\npictures and reports: {config.out}")
+    return means
+
+
+def pretrain(
+    config: Any,
+    *,
+    dataset: str,
+    method: Method,
+    views: Views,
+    optimizer: optax.GradientTransformation,
+) -> Results:
+    """Trains one seed (or continues it), judges it, and draws its pictures."""
+    source = {"name": dataset, "data_dir": config.data_dir}
+    train_split = data.load_arrays(split="train", **source)
+    test_split = data.load_arrays(split="test", **source)
+    batches = data.load(
+        split="train", batch_size=config.batch_size, seed=config.seed, **source
+    )
+    run = train.Run(config.out, config, ignore=MAY_CHANGE)
+    mesh = parallel.data_mesh()
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    state = train.init_state(method, optimizer, init_key, next(iter(batches)))
+    state = parallel.replicate(state, mesh)
+    judged = partial(judge, config, method, train_split, test_split)
+    results = judged("pixels", None) | judged("untrained", state)
+    step = train.gradient_step(method, optimizer, run_key, "data")
+    state = train.fit(
+        parallel.data_parallel(step, mesh),
+        state,
+        batches,
+        config.num_steps,
+        run=run,
+        save_every=config.save_every,
+    )
+    results |= judged("trained", state)
+    features = embed(method, state, _first(test_split, 2000))
+    if jax.process_index() == 0:
+        labels = _first(test_split, 2000)["label"]
+        draw.save_embedding(run.path / "embedding.png", features, labels, method="tsne")
+        picture_views(run.path / "views.png", views, train_split["image"][:8])
+    return results
 
 
 def judge(
-    encoders: Mapping[str, tuple[Method, TrainState]],
-    train: Split,
-    test: Split,
-    *,
-    labels_per_class: int,
-    seed: int,
-    batch_size: int = 500,
+    config: Any,
+    method: Method,
+    train_split: Split,
+    test_split: Split,
+    name: str,
+    state: train.TrainState | None,
 ) -> Results:
-    """Accuracies of the pixels and of every encoder, as `<what>/<classifier>`."""
-    features = {"pixels": (_pixels(train), _pixels(test))}
-    for name, (method, state) in encoders.items():
-        features[name] = (
-            embed(method, state, train, batch_size),
-            embed(method, state, test, batch_size),
-        )
-    few = few_labels(train["label"], labels_per_class, jax.random.key(seed))
-    results = {}
-    for name, (known, asked) in features.items():
-        results[f"{name}/knn"] = knn_probe(
-            known, train["label"], asked, test["label"], k=min(200, len(known))
-        )
-        results[f"{name}/linear_{labels_per_class}"] = linear_probe(
-            known[few], train["label"][few], asked, test["label"]
-        )
-    return {name: float(value) for name, value in results.items()}
+    """Accuracies of the features of `state`, or of the pixels where it is None."""
+    if state is None:
+        known, asked = _pixels(train_split), _pixels(test_split)
+    else:
+        known, asked = (embed(method, state, s) for s in (train_split, test_split))
+    labels, answers = train_split["label"], test_split["label"]
+    few = few_labels(labels, config.labels_per_class, jax.random.key(config.seed))
+    scores = {
+        "knn": knn_probe(known, labels, asked, answers, k=config.neighbours),
+        f"linear_{config.labels_per_class}": linear_probe(
+            known[few], labels[few], asked, answers
+        ),
+    }
+    return {f"{name}/{probe}": float(score) for probe, score in scores.items()}
 
 
-def embed(
-    method: Method, state: TrainState, split: Split, batch_size: int = 500
-) -> np.ndarray:
+def embed(method: Method, state: train.TrainState, split: Split) -> np.ndarray:
     """The features of a whole split, in order."""
-    return predict(method, state, _slices(split, batch_size))
+    return train.predict(method, state, _slices(split["image"]))
 
 
-def _slices(split: Split, size: int) -> Iterable[Batch]:
-    for i in range(0, len(split["image"]), size):
-        yield {"image": split["image"][i : i + size]}
+def _slices(images: np.ndarray, size: int = 500) -> Iterable[Batch]:
+    for i in range(0, len(images), size):
+        yield {"image": images[i : i + size]}
+
+
+def _first(split: Split, count: int) -> Split:
+    return {name: array[:count] for name, array in split.items()}
 
 
 def _pixels(split: Split) -> np.ndarray:
@@ -72,58 +140,28 @@ def _pixels(split: Split) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def over_seeds(
-    config: Any, train: Callable[[Any], Results], num_seeds: int
-) -> Mapping[str, float]:
-    """Runs `train` for consecutive seeds, prints and writes mean and spread.
-
-    With one seed the run lies in `config.out` itself, with several in folders below it.
-    """
-    if num_seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {num_seeds}")
-    runs = [config]
-    if num_seeds > 1:
-        runs = [
-            replace(config, seed=config.seed + i, out=config.out / f"seed{i}")
-            for i in range(num_seeds)
-        ]
-    rows = [train(run) for run in runs]
-    results = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    show(rows)
-    write_json(config.out / "results.json", {"mean": results, "seeds": rows})
-    return results
-
-
-def show(rows: list[Results]) -> None:
-    """Prints one line per encoder: accuracies in percent, mean (lowest to highest)."""
+def table(rows: list[Results]) -> str:
+    """One line for each kind of features, in percent: mean (lowest to highest)."""
     names = dict.fromkeys(name.partition("/")[0] for name in rows[0])
-    columns = dict.fromkeys(name.partition("/")[2] for name in rows[0])
-    print("\naccuracy on the test split, %")
-    print(f"{'':<12}" + "".join(f"{column:>22}" for column in columns))
+    probes = dict.fromkeys(name.partition("/")[2] for name in rows[0])
+    lines = [
+        "\naccuracy on the test split, %",
+        f"{'':<10}" + "".join(f"{probe:>24}" for probe in probes),
+    ]
     for name in names:
         cells = []
-        for column in columns:
-            values = [100 * row[f"{name}/{column}"] for row in rows]
-            spread = (
-                f" ({min(values):.1f} to {max(values):.1f})" if len(rows) > 1 else ""
-            )
-            cells.append(f"{np.mean(values):.1f}{spread}")
-        print(f"{name:<12}" + "".join(f"{cell:>22}" for cell in cells))
+        for probe in probes:
+            values = [100 * row[f"{name}/{probe}"] for row in rows]
+            spread = f" ({min(values):.1f} to {max(values):.1f})"
+            cells.append(f"{np.mean(values):.1f}" + spread * (len(rows) > 1))
+        lines.append(f"{name:<10}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
 
 
-def picture_views(path: Path, views: Callable[..., Any], images: np.ndarray) -> None:
-    """An augmentation sheet: each row an image and the views drawn of it."""
-    keys = jax.random.split(jax.random.key(0), (4, len(images)))
+def picture_views(path: Path, views: Views, images: np.ndarray) -> None:
+    """An augmentation sheet: each row an image and what views were drawn of it."""
     images = to_float(images)
+    keys = jax.random.split(jax.random.key(0), (4, len(images)))
     drawn = [jax.vmap(views)(row, images) for row in keys]
-    columns = [images] + [np.asarray(view) for d in drawn for view in d.values()]
-    sheet = np.stack([np.asarray(c) for c in columns], axis=1)
-    draw.save_image_sheet(
-        path, sheet.reshape(-1, *sheet.shape[2:]), columns=sheet.shape[1]
-    )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes readable JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    rows = np.stack([images, *(v for d in drawn for v in d.values())], axis=1)
+    draw.save_image_sheet(path, rows.reshape(-1, *rows.shape[2:]), rows.shape[1])

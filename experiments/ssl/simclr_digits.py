@@ -1,24 +1,23 @@
-"""SimCLR on scikit-learn's 8x8 handwritten digits: the main job, in a minute.
+"""SimCLR on scikit-learn's 8x8 handwritten digits: the main job, in a minute or two.
 
     python -m experiments.ssl.simclr_digits
     python -m experiments.ssl.simclr_digits --seeds 3
 
 Learns from the images of the training split without their labels, then asks how good the
-frozen features are (see `experiments/ssl/protocol.py`) beside raw pixels and beside the
-same encoder untrained. Writes curves, an augmentation sheet and a picture of the embedding.
+frozen features are beside raw pixels and the same encoder untrained (the protocol stands in
+`experiments/ssl/protocol.py`). Writes curves, an augmentation sheet and a picture of the
+embedding.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import jax
 import optax
 import tyro
 
 from experiments.ssl import protocol
-from jaxml import data, draw, ops, parallel, train
+from jaxml import ops
 from jaxml.compose import augmented
 from jaxml.nn import ConvNet
 from jaxml.ssl import SimCLR, simclr
@@ -33,7 +32,7 @@ class Config:
     batch_size: int = 256
     """Images per update, over all devices."""
     learning_rate: float = 2e-3
-    """Peak of AdamW's cosine schedule."""
+    """Peak of AdamW's cosine schedule, which a twentieth of the steps leads up to."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     temperature: float = 0.2
@@ -44,62 +43,42 @@ class Config:
     """Widths of the projection head."""
     labels_per_class: int = 10
     """Labels the linear probe may see."""
+    neighbours: int = 10
+    """Voters of the nearest-neighbour probe."""
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""
     seeds: int = 1
-    """Number of consecutive seeds to run; each has a folder of its own."""
+    """Number of consecutive seeds; if more than one, each has a folder of its own."""
     save_every: int = 500
     """Steps between checkpoints."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
+    distributed: str | None = None
+    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/simclr_digits")
     """Where everything is written; a run found there is continued."""
 
 
 def main(config: Config) -> Mapping[str, float]:
-    """Runs all seeds; returns mean accuracies as `<features>/<classifier>`."""
-    return protocol.over_seeds(config, train_one, config.seeds)
+    """Trains and judges every seed; returns mean accuracies."""
+    return protocol.run_seeds(config, run_one)
 
 
-def train_one(config: Config) -> protocol.Results:
-    """One seed, from data to pictures."""
-    train_split, test_split = (data.load_arrays("digits", s) for s in ("train", "test"))
-    batches = data.load("digits", "train", config.batch_size, seed=config.seed)
+def run_one(config: Config) -> protocol.Results:
+    """One seed."""
     views = ops.two_views(ops.digit_view)
-    model = SimCLR(
-        ConvNet(config.widths, axis_name="data"), config.head, axis_name="data"
-    )
-    method = augmented(simclr(model, temperature=config.temperature), views, "data")
+    backbone = ConvNet(config.widths, axis_name="data")
+    model = SimCLR(backbone, config.head, axis_name="data")
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.num_steps // 20, config.num_steps
     )
-    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
-
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    state = train.init_state(method, optimizer, init_key, next(iter(batches)))
-    judge = partial(
-        protocol.judge,
-        train=train_split,
-        test=test_split,
-        labels_per_class=config.labels_per_class,
-        seed=config.seed,
+    return protocol.pretrain(
+        config,
+        dataset="digits",
+        method=augmented(simclr(model, temperature=config.temperature), views, "data"),
+        views=views,
+        optimizer=optax.adamw(rate, weight_decay=config.weight_decay),
     )
-    untrained = judge({"untrained": (method, state)})
-    step = train.gradient_step(method, optimizer, run_key, "data")
-    run = train.Run(config.out, config, ignore=("out", "seeds", "save_every"))
-    state = train.fit(
-        parallel.data_parallel(step, parallel.data_mesh()),
-        state,
-        batches,
-        config.num_steps,
-        run=run,
-        save_every=config.save_every,
-    )
-    results = untrained | judge({"simclr": (method, state)})
-    features = protocol.embed(method, state, test_split)
-    draw.save_embedding(
-        run.path / "embedding.png", features, test_split["label"], method="tsne"
-    )
-    protocol.picture_views(run.path / "views.png", views, train_split["image"][:8])
-    return results
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 | `data_parallel` | a step, run with the batch split over that axis |
 | `shard_batch`, `replicate` | arrays onto the mesh |
 | `pmean`, `psum`, `all_gather` | collectives with the right gradients; identity on one device |
+| `initialize` | several processes, on one machine or many, as one run |
 | `sample_keys` | random keys that do not depend on the number of devices |
 """
 
@@ -19,3 +20,4 @@ from jaxml.parallel.mesh import DATA_AXIS as DATA_AXIS
 from jaxml.parallel.mesh import data_mesh as data_mesh
 from jaxml.parallel.mesh import replicate as replicate
 from jaxml.parallel.mesh import shard_batch as shard_batch
+from jaxml.parallel.multihost import initialize as initialize

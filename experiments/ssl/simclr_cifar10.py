@@ -1,0 +1,91 @@
+"""SimCLR on natural images: CIFAR-10, or a folder of pictures like it.
+
+    python -m experiments.ssl.simclr_cifar10                         TFDS's CIFAR-10
+    python -m experiments.ssl.simclr_cifar10 --dataset cifar10_jpg   pictures in a folder
+    python -m experiments.ssl.simclr_cifar10 --encoder resnet18 --batch-size 512
+
+The default encoder is one that a CPU can train. The protocol stands in
+`experiments/ssl/protocol.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import optax
+import tyro
+
+from experiments.ssl import protocol
+from jaxml import ops
+from jaxml.compose import augmented
+from jaxml.nn import ConvNet, resnet18
+from jaxml.ssl import SimCLR, simclr
+
+
+@dataclass(frozen=True)
+class Config:
+    """SimCLR on CIFAR-10."""
+
+    dataset: str = "cifar10"
+    """`cifar10` is TFDS's; any picture set of the data folder will do."""
+    encoder: Literal["convnet", "resnet18"] = "convnet"
+    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
+    num_steps: int = 800
+    """Optimizer updates."""
+    batch_size: int = 128
+    """Images per update, over all devices."""
+    learning_rate: float = 1e-3
+    """Peak of AdamW's cosine schedule, which a twentieth of the steps leads up to."""
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+    temperature: float = 0.5
+    """Of NT-Xent."""
+    head: tuple[int, ...] = (512, 128)
+    """Widths of the projection head."""
+    labels_per_class: int = 10
+    """Labels the linear probe may see."""
+    neighbours: int = 200
+    """Voters of the nearest-neighbour probe."""
+    seed: int = 0
+    """Seed of initialisation, data order and augmentation."""
+    seeds: int = 1
+    """Number of consecutive seeds; if more than one, each has a folder of its own."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
+    distributed: str | None = None
+    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
+    out: Path = Path("runs/simclr_cifar10")
+    """Where everything is written; a run found there is continued."""
+
+
+def main(config: Config) -> Mapping[str, float]:
+    """Trains and judges every seed; returns mean accuracies."""
+    return protocol.run_seeds(config, run_one)
+
+
+def run_one(config: Config) -> protocol.Results:
+    """One seed."""
+    views = ops.two_views(ops.simclr_cifar_view)
+    backbone = (
+        ConvNet((64, 128, 256), axis_name="data")
+        if config.encoder == "convnet"
+        else resnet18(stem="cifar", axis_name="data")
+    )
+    model = SimCLR(backbone, config.head, axis_name="data")
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.num_steps // 20, config.num_steps
+    )
+    return protocol.pretrain(
+        config,
+        dataset=config.dataset,
+        method=augmented(simclr(model, temperature=config.temperature), views, "data"),
+        views=views,
+        optimizer=optax.adamw(rate, weight_decay=config.weight_decay),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

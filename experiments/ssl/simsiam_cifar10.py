@@ -1,0 +1,103 @@
+"""SimSiam on natural images: CIFAR-10, or a folder of pictures like it.
+
+    python -m experiments.ssl.simsiam_cifar10                         TFDS's CIFAR-10
+    python -m experiments.ssl.simsiam_cifar10 --dataset cifar10_jpg   pictures in a folder
+
+Beside `simclr_cifar10.py`, with the views of the SimSiam paper. The protocol stands in
+`experiments/ssl/protocol.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import optax
+import tyro
+
+from experiments.ssl import protocol
+from jaxml import ops
+from jaxml.compose import augmented
+from jaxml.nn import ConvNet, resnet18
+from jaxml.ssl import SimSiam, constant_predictor_rate, simsiam
+
+
+@dataclass(frozen=True)
+class Config:
+    """SimSiam on CIFAR-10."""
+
+    dataset: str = "cifar10"
+    """`cifar10` is TFDS's; any picture set of the data folder will do."""
+    encoder: Literal["convnet", "resnet18"] = "convnet"
+    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
+    num_steps: int = 800
+    """Optimizer updates."""
+    batch_size: int = 128
+    """Images per update, over all devices."""
+    learning_rate: float = 0.06
+    """Of SGD for a batch of 256, scaled linearly; cosine, constant for the predictor."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    dim: int = 512
+    """Width of the projector."""
+    bottleneck: int = 128
+    """Hidden width of the predictor."""
+    num_projector_layers: int = 2
+    """2 on CIFAR-10, 3 elsewhere."""
+    labels_per_class: int = 10
+    """Labels the linear probe may see."""
+    neighbours: int = 200
+    """Voters of the nearest-neighbour probe."""
+    seed: int = 0
+    """Seed of initialisation, data order and augmentation."""
+    seeds: int = 1
+    """Number of consecutive seeds; if more than one, each has a folder of its own."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
+    distributed: str | None = None
+    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
+    out: Path = Path("runs/simsiam_cifar10")
+    """Where everything is written; a run found there is continued."""
+
+
+def main(config: Config) -> Mapping[str, float]:
+    """Trains and judges every seed; returns mean accuracies."""
+    return protocol.run_seeds(config, run_one)
+
+
+def run_one(config: Config) -> protocol.Results:
+    """One seed."""
+    views = ops.two_views(partial(ops.simsiam_view, size=32, blur=0))
+    backbone = (
+        ConvNet((64, 128, 256), axis_name="data")
+        if config.encoder == "convnet"
+        else resnet18(stem="cifar", axis_name="data")
+    )
+    model = SimSiam(
+        backbone,
+        dim=config.dim,
+        bottleneck=config.bottleneck,
+        num_projector_layers=config.num_projector_layers,
+        axis_name="data",
+    )
+    rate = config.learning_rate * config.batch_size / 256
+
+    def sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        decay = optax.add_decayed_weights(config.weight_decay)
+        return optax.chain(decay, optax.sgd(rate, momentum=0.9))
+
+    encoder = sgd(optax.cosine_decay_schedule(rate, config.num_steps))
+    return protocol.pretrain(
+        config,
+        dataset=config.dataset,
+        method=augmented(simsiam(model), views, "data"),
+        views=views,
+        optimizer=constant_predictor_rate(encoder, sgd(rate)),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
