@@ -17,6 +17,7 @@ import io
 import json
 import math
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -153,35 +154,68 @@ def test_the_table_is_aligned_and_grouped():
     assert table([]) == ""
 
 
-def test_files_that_cannot_be_launched_are_left_out(tmp_path):
-    (tmp_path / "ssl").mkdir()
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder of three experiments, and of files that are none."""
     launch = 'if __name__ == "__main__":\n    pass\n'
-    (tmp_path / "__main__.py").write_text(launch)
-    (tmp_path / "ssl/protocol.py").write_text('"""Shared."""\n')
-    (tmp_path / "ssl/simclr.py").write_text(f'"""SimCLR.\n\nMore.\n"""\n{launch}')
-    (tmp_path / "ssl/bare.py").write_text(launch)
-    assert experiments(tmp_path) == [("ssl", "bare", ""), ("ssl", "simclr", "SimCLR.")]
+    files = {
+        "__main__.py": launch,
+        "faces/arcface.py": f'"""ArcFace."""\n{launch}',
+        "ssl/protocol.py": '"""Shared."""\n',
+        "ssl/simclr.py": f'"""SimCLR.\n\nMore.\n"""\n{launch}',
+        "ssl/bare.py": launch,
+    }
+    for path, source in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(source)
+    return tmp_path
 
 
-def test_the_table_can_be_filtered():
-    family = ALL[0].split(".")[0]
-    for argument in ([family], [f"experiments.{family}"]):
-        names = [row.split()[0] for row in printed(main, argument).splitlines()]
-        assert names == [name for name in ALL if name.split(".")[0] == family]
-    rows = [row for row in printed(main, []).splitlines() if row]
-    assert [row.split()[0] for row in rows] == ALL
+def test_files_that_cannot_be_launched_are_left_out(root):
+    assert experiments(root) == [
+        ("faces", "arcface", "ArcFace."),
+        ("ssl", "bare", ""),
+        ("ssl", "simclr", "SimCLR."),
+    ]
 
 
-def test_an_unknown_family_is_refused():
-    with pytest.raises(SystemExit, match=r"no experiment or family 'sssl'; families: "):
-        main(["sssl"])
+def test_the_table_can_be_filtered(root):
+    for family in ("ssl", "experiments.ssl"):
+        assert printed(main, [family], root) == "ssl.bare\nssl.simclr  SimCLR.\n"
+    assert printed(main, ["faces"], root) == "faces.arcface  ArcFace.\n"
+    rows = printed(main, [], root).split()
+    assert [word for word in rows if "." in word[:-1]] == [
+        "faces.arcface",
+        "ssl.bare",
+        "ssl.simclr",
+    ]
+
+
+def test_an_unknown_family_is_refused(root):
+    message = r"no experiment or family 'sssl'; families: faces, ssl"
+    with pytest.raises(SystemExit, match=message):
+        main(["sssl"], root)
+
+
+def test_an_experiment_is_launched_by_its_name(root, monkeypatch):
+    launched = []
+
+    def run_module(module, run_name):
+        launched.append((module, run_name, sys.argv))
+
+    monkeypatch.setattr(runpy, "run_module", run_module)
+    monkeypatch.setattr(sys, "argv", [])
+    main(["experiments.ssl.bare", "--seed", "1"], root)
+    module = "experiments.ssl.bare"
+    argv = [f"python -m {module}", "--seed", "1"]
+    assert launched == [(module, "__main__", argv)]
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_an_experiment_can_be_launched_by_its_name(monkeypatch):
+def test_a_launched_experiment_prints_its_help(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unchanged"])
-    text = printed(main, [ALL[0], "--help"])
-    assert f"python -m experiments.{ALL[0]}" in text
+    text = printed(main, [ALL[-1], "--help"])
+    assert f"python -m experiments.{ALL[-1]}" in text
 
 
 def test_the_table_imports_no_experiment():

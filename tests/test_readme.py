@@ -152,7 +152,9 @@ def test_the_table_is_put_between_the_marks():
     assert with_table(once, r"\1 \n") != once  # no template characters
 
 
-@pytest.mark.parametrize("text", ["", MARKS[0], MARKS[1] + MARKS[0], EMPTY + EMPTY])
+@pytest.mark.parametrize(
+    "text", ["", MARKS[0], MARKS[1] + MARKS[0], EMPTY + EMPTY, MARKS[0] + EMPTY]
+)
 def test_the_marks_must_stand_once(text):
     with pytest.raises(ValueError, match="must hold <!-- catalogue --> and"):
         with_table(text, "| new |")

@@ -164,4 +164,5 @@ def picture_views(path: Path, views: Views, images: np.ndarray) -> None:
     keys = jax.random.split(jax.random.key(0), (4, len(images)))
     drawn = [jax.vmap(views)(row, images) for row in keys]
     rows = np.stack([images, *(v for d in drawn for v in d.values())], axis=1)
-    draw.save_image_sheet(path, rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
+    sheet = rows.reshape(-1, *rows.shape[2:])
+    draw.save_image_sheet(path, sheet, columns=rows.shape[1])

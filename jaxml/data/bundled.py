@@ -31,8 +31,9 @@ def bundled(name: str) -> Source:
         arrays = {"image": images, "label": target}
     else:
         arrays = {"features": data.data.astype(np.float32), "target": target}
-    rank = _rank_in_class(target if has_classes else np.zeros(len(target), int))
-    order = np.argsort(rank, kind="stable")
+    classes = target if has_classes else np.zeros(len(target), int)
+    rank = _rank_in_class(classes)
+    order = np.lexsort((classes, rank))
     is_test = rank[order] % 5 == 4
     return from_arrays(
         {

@@ -26,6 +26,7 @@ else:
     IterDataset = Iterable  # importing grain takes half a second
 
 
+@export("data.Description", since="0.1")
 class Description(NamedTuple):
     """What a dataset holds.
 

@@ -1,7 +1,7 @@
 """TFDS datasets prepared without TensorFlow, from their original files.
 
 TFDS's own builders describe the sets, check the files' SHA-256 and write the records; but
-they unpack, read and compress with TensorFlow. These four steps are replaced here for
+they unpack, read and compress with TensorFlow. Those three steps are replaced here for
 MNIST and its kin and for CIFAR. What comes out is what TFDS would have written, in TFDS's
 order, except that the PNG files are compressed less.
 
@@ -21,6 +21,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from jaxml.data import png
+from jaxml.data.tfds import find_prepared
 
 _IDX = (
     "train-images-idx3-ubyte.gz",
@@ -76,12 +78,12 @@ def prepare(
         )
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory / f".jaxml-{name}.lock"):
-        builder = _builder(name)(data_dir=directory)
-        if builder.is_prepared():
+        if find_prepared(name, directory):
             return
+        builder = _builder(name)(data_dir=directory)
         if folder is None:
             folder = folders[-1]
-            _download(_urls(builder), folder)
+            _download(builder, folder)
         print(f"jaxml: preparing {name} from {folder} in {directory}", file=sys.stderr)
         _build(builder, folder)
 
@@ -150,12 +152,12 @@ def _urls(builder: Any) -> list[str]:
 
 
 def _mnist_splits(builder: Any, downloads: Any) -> dict[str, Iterator[Any]]:
-    paths = downloads.download(_urls(builder))
+    paths = [Path(path) for path in downloads.download(_urls(builder))]
     return {"train": read_idx(*paths[:2]), "test": read_idx(*paths[2:])}
 
 
 def _cifar_splits(builder: Any, downloads: Any) -> dict[str, Iterator[Any]]:
-    (path,) = downloads.download(_urls(builder))
+    (path,) = map(Path, downloads.download(_urls(builder)))
     info = builder._cifar_info
     with tarfile.open(path) as archive:
         for key, file in zip(info.label_keys, info.label_files, strict=True):
@@ -174,10 +176,8 @@ Example = tuple[int, dict[str, Any]]
 
 def read_idx(images: Path, labels: Path) -> Iterator[Example]:
     """The samples of two IDX files, images and labels, under their numbers."""
-    values = np.frombuffer(
-        gzip.decompress(Path(labels).read_bytes()), np.uint8, offset=8
-    )
-    data = gzip.decompress(Path(images).read_bytes())
+    values = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+    data = gzip.decompress(images.read_bytes())
     _, count, height, width = np.frombuffer(data, ">u4", count=4).tolist()
     pixels = np.frombuffer(data, np.uint8, offset=16).reshape(count, height, width, 1)
     for i, (file, label) in enumerate(zip(_encode(pixels), values, strict=True)):
@@ -215,17 +215,14 @@ def _extract(archive: tarfile.TarFile, member: str) -> bytes:
 # Downloads.
 
 
-def _download(urls: Sequence[str], folder: Path) -> None:
-    """Fetches files that TFDS knows, checks them and puts them into `folder`."""
-    from tensorflow_datasets.core.download import checksums
-
-    known = checksums.get_all_url_infos()
+def _download(builder: Any, folder: Path) -> None:
+    """Fetches the files of a set that are missing in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for url in urls:
+    for url in _urls(builder):
         path = folder / url.rpartition("/")[2]
         if not path.is_file():
             print(f"jaxml: downloading {url} to {folder}", file=sys.stderr)
-            _fetch(url, path, known[url].checksum)
+            _fetch(url, path, builder.url_infos[url].checksum)
 
 
 def _fetch(url: str, path: Path, sha256: str) -> None:
@@ -242,7 +239,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
                 ) as out,
             ):
                 shutil.copyfileobj(response, out)
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise ConnectionError(
                 f"cannot download {url}: {error}. Fetch it elsewhere and put it into "
                 f"{path.parent}"

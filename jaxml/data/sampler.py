@@ -35,7 +35,7 @@ def permutation(num_samples: int, seed: int, epoch: int) -> Int[np.ndarray, " sa
     NumPy changes; a sample's own number in the low bits breaks ties.
 
     >>> permutation(6, seed=0, epoch=0).tolist()
-    [0, 5, 4, 3, 1, 2]
+    [4, 0, 5, 3, 2, 1]
     """
     bits = np.uint64(num_samples.bit_length())
     draws = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(

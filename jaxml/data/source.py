@@ -22,6 +22,7 @@ Read = Callable[[Int[np.ndarray, " batch"]], dict[str, np.ndarray]]
 """Indices into a split -> those samples, newly made."""
 
 
+@export("data.Source", since="0.1")
 class Source(NamedTuple):
     """Samples that can be read at random, in named splits.
 

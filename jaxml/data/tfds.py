@@ -110,6 +110,8 @@ def prepared(
     contents = _load_contents(folder) or _read_contents(path, image_size)
     if features is None:
         features = [k for k, v in contents.features.items() if v.kind != "text"]
+    if not features:
+        raise ValueError(f"{path} must have a feature that can be read, got none")
     for name in features:
         if name not in contents.features:
             raise ValueError(

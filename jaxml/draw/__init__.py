@@ -5,6 +5,7 @@
 | `save_curves` | losses and metrics over steps; `read_curves` reads `metrics.jsonl` |
 | `save_image_sheet` | images side by side: samples, augmented views |
 | `save_embedding` | features in the plane by PCA or t-SNE, coloured by class |
+| `save_exponents` | what half precision makes of gradients, a histogram |
 | `save_bars` | one number per method, with its seeds |
 | `save_table` | several numbers per method, the best in bold |
 
@@ -21,4 +22,5 @@ from jaxml.draw.comparison import save_table as save_table
 from jaxml.draw.curves import read_curves as read_curves
 from jaxml.draw.curves import save_curves as save_curves
 from jaxml.draw.embedding import save_embedding as save_embedding
+from jaxml.draw.exponents import save_exponents as save_exponents
 from jaxml.draw.image_sheet import save_image_sheet as save_image_sheet

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
+from matplotlib.axes import Axes
 from PIL import Image
 
 from jaxml.draw.canvas import COLOURS, FAINT, INK, PathLike, finish, new_figure, plain
@@ -14,7 +16,7 @@ from jaxml.typing import Array
 @export("draw.save_bars", since="0.1")
 def save_bars(
     path: PathLike,
-    values: Mapping[str, float | Sequence[float] | Array],
+    values: Mapping[str, SupportsFloat | Sequence[SupportsFloat] | Array],
     *,
     title: str = "",
     xlabel: str = "",
@@ -46,30 +48,7 @@ def save_bars(
     figure = new_figure(6.4, 0.42 * len(runs) + 0.9, title)
     ax = plain(figure.add_subplot(), grid=False)
     for i, (name, row) in enumerate(runs.items()):
-        mean = row.mean()
-        loud = not highlight or name in highlight
-        colour = COLOURS[0] if loud else "#c9ced1"
-        end = np.nan_to_num(mean, nan=0.0, posinf=0.0, neginf=0.0)
-        ax.barh(i, end, height=0.62, color=colour, linewidth=0)
-        text = f"{mean:{spec}}"
-        if row.size > 1:
-            text += f" ± {row.std(ddof=1):{spec}}"
-            ax.plot(row, np.full(row.size, i), "o", ms=3.5, color=INK, mew=0)
-            end = row[np.isfinite(row)].max(initial=end) if end >= 0 else end
-        side = "left" if end >= 0 else "right"
-        offset = (5 if end >= 0 else -5, 0)
-        weight = "bold" if highlight and loud else "normal"
-        ax.annotate(
-            text,
-            (end, i),
-            offset,
-            textcoords="offset points",
-            va="center",
-            ha=side,
-            fontsize=10,
-            color=INK,
-            weight=weight,
-        )
+        _draw_bar(ax, i, row, spec, bool(highlight), name in highlight)
     low, high = ax.get_xlim()
     if low < 0:  # room for the numbers of the negative bars
         ax.set_xlim(low - 0.2 * (high - low), high)
@@ -83,10 +62,34 @@ def save_bars(
     return finish(figure, path)
 
 
+def _draw_bar(
+    ax: Axes, y: int, runs: np.ndarray, spec: str, some_stand_out: bool, this_does: bool
+) -> None:
+    mean, text = runs.mean(), f"{runs.mean():{spec}}"
+    colour = "#c9ced1" if some_stand_out and not this_does else COLOURS[0]
+    end = float(mean) if np.isfinite(mean) else 0.0
+    ax.barh(y, end, height=0.62, color=colour, linewidth=0)
+    if runs.size > 1:
+        text += f" ± {runs.std(ddof=1):{spec}}"
+        ax.plot(runs, np.full(runs.size, y), "o", ms=3.5, color=INK, mew=0)
+    right = end >= 0
+    reach = [end, *runs[np.isfinite(runs)]]
+    label = ax.annotate(
+        text,
+        (max(reach) if right else min(reach), y),
+        (5 if right else -5, 0),
+        textcoords="offset points",
+        va="center",
+        ha="left" if right else "right",
+        fontsize=10,
+    )
+    label.set(color=INK, weight="bold" if this_does else "normal")
+
+
 @export("draw.save_table", since="0.1")
 def save_table(
     path: PathLike,
-    rows: Mapping[str, Mapping[str, float | str]],
+    rows: Mapping[str, Mapping[str, SupportsFloat | str]],
     *,
     title: str = "",
     spec: str = ".4g",
@@ -139,14 +142,14 @@ def save_table(
     return finish(figure, path)
 
 
-def _cell(value: float | str | None, spec: str) -> str:
+def _cell(value: SupportsFloat | str | None, spec: str) -> str:
     if value is None:
         return "\N{EN DASH}"
     return value if isinstance(value, str) else f"{float(value):{spec}}"
 
 
 def _best(
-    rows: Mapping[str, Mapping[str, float | str]], column: str, lowest: bool
+    rows: Mapping[str, Mapping[str, SupportsFloat | str]], column: str, lowest: bool
 ) -> set[str]:
     """The rows that hold the column's best number; none if there is only one."""
     numbers = {

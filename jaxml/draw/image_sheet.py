@@ -1,5 +1,6 @@
 """Sheets of images: samples, augmented views, reconstructions, with crisp pixels."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxml.draw.canvas import INK, PathLike, save_image
 from jaxml.export import export
 from jaxml.typing import Array
+
+_GAP, _LINE = 6, 20  # pixels between cells, and of a line of text
 
 
 @export("draw.save_image_sheet", since="0.1")
@@ -48,46 +51,48 @@ def save_image_sheet(
     if columns is None:
         by_rows = -(-n // len(row_titles)) if row_titles else math.ceil(math.sqrt(n))
         columns = len(column_titles) or by_rows
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    rows = -(-n // columns)
-    wanted = {"titles": n, "column_titles": columns, "row_titles": rows}
-    given = {"titles": titles, "column_titles": column_titles, "row_titles": row_titles}
-    for name, texts in given.items():
-        if texts and len(texts) != wanted[name]:
-            raise ValueError(f"{name} must be {wanted[name]}, got {len(texts)}")
     if scale is None:
         scale = max(1, round(96 / max(height, width)))
-    if scale < 1:
-        raise ValueError(f"scale must be at least 1, got {scale}")
+    if columns < 1 or scale < 1:
+        raise ValueError(
+            f"columns and scale must be at least 1, got {columns} and {scale}"
+        )
+    rows = -(-n // columns)
+    _check_number("titles", titles, n)
+    _check_number("column_titles", column_titles, columns)
+    _check_number("row_titles", row_titles, rows)
 
-    cell_w, cell_h, gap, line = width * scale, height * scale, 6, 20
     font = ImageFont.truetype(findfont("DejaVu Sans"), 13)
-    left = gap + max((math.ceil(font.getlength(t)) + 8 for t in row_titles), default=0)
-    top = gap + line * bool(column_titles)
-    step_x, step_y = cell_w + gap, cell_h + gap + line * bool(titles)
-    size = (left + columns * step_x, top + rows * step_y)
-    sheet = Image.new("RGB", size, "white")
+    cell_w, cell_h, above = width * scale, height * scale, _LINE * bool(titles)
+    left = _GAP + max((round(font.getlength(t)) + 8 for t in row_titles), default=0)
+    top = _GAP + _LINE * bool(column_titles) + above
+    xs = [left + i * (cell_w + _GAP) for i in range(columns)]
+    ys = [top + i * (cell_h + _GAP + above) for i in range(rows)]
+    sheet = Image.new("RGB", (xs[-1] + cell_w + _GAP, ys[-1] + cell_h + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-
-    def write(x: float, y: float, text: str, anchor: str, room: float) -> None:
-        pen.text((x, y), _shortened(text, font, room), INK, font, anchor)
-
-    for i, pixel in enumerate(pixels):
-        x = left + i % columns * step_x
-        y = top + i // columns * step_y + line * bool(titles)
+    for (y, x), pixel in zip(itertools.product(ys, xs), pixels, strict=False):
         cell = Image.fromarray(pixel).resize((cell_w, cell_h), Image.Resampling.NEAREST)
         sheet.paste(cell, (x, y), cell if cell.mode == "RGBA" else None)
-        if titles:
-            write(x + cell_w / 2, y - line / 2, titles[i], "mm", cell_w)
-    for i, text in enumerate(column_titles):
-        write(left + i * step_x + cell_w / 2, line / 2 + 2, text, "mm", cell_w)
-    for i, text in enumerate(row_titles):
-        y = top + i * step_y + line * bool(titles) + cell_h / 2
-        write(left - 8, y, text, "rm", math.inf)
+    heads = [
+        (x, _LINE / 2 + 2, text) for x, text in zip(xs, column_titles, strict=False)
+    ]
+    heads += [
+        (x, y - _LINE / 2, text)
+        for (y, x), text in zip(itertools.product(ys, xs), titles, strict=False)
+    ]
+    for x, y, text in heads:
+        text = _shortened(text, font, cell_w)
+        pen.text((x + cell_w / 2, y), text, INK, font, anchor="mm")
+    for y, text in zip(ys, row_titles, strict=False):
+        pen.text((left - 8, y + cell_h / 2), text, INK, font, anchor="rm")
     if path is not None:
         save_image(sheet, path)
     return sheet
+
+
+def _check_number(name: str, titles: Sequence[str], wanted: int) -> None:
+    if titles and len(titles) != wanted:
+        raise ValueError(f"{name} must be {wanted}, got {len(titles)}")
 
 
 def _pixels(images: Array) -> np.ndarray:
@@ -99,6 +104,10 @@ def _pixels(images: Array) -> np.ndarray:
         raise ValueError(
             "images must have shape [n, height, width] or [n, height, width, 1, 3 or 4]"
             f", got {np.shape(images)}"
+        )
+    if np.ndim(images) == 3 and x.shape[2] in (1, 3, 4):
+        raise ValueError(
+            f"images must be several, got {x.shape}, which looks like one: add an axis"
         )
     if x.dtype == np.uint8:
         return x
@@ -113,7 +122,7 @@ def _pixels(images: Array) -> np.ndarray:
     return np.round(255 * np.clip(x, 0, 1)).astype(np.uint8)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+def _shortened(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
     """The text, cut with an ellipsis where it is wider than `room` pixels."""
     if font.getlength(text) <= room:
         return text

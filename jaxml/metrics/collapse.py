@@ -25,7 +25,7 @@ https://arxiv.org/abs/2104.14294 (uniform and one-output collapse, told by entro
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,7 @@ class Finding(NamedTuple):
 
 @export("metrics.diagnose", since="0.1")
 def diagnose(
-    metrics: Mapping[str, float | Float[Array, ""]], *, num_outputs: int | None = None
+    metrics: Mapping[str, SupportsFloat], *, num_outputs: int | None = None
 ) -> list[Finding]:
     """Names what a run's numbers show; an empty list is health.
 
@@ -232,7 +232,8 @@ def diagnose(
         complete collapse: feature_std < 0.1.
         dimensional collapse: rank_share < 0.1.
         unrelated positives: alignment > 0.95 pair_distance, as for shuffled pairs.
-        identical positives: alignment < 0.001 pair_distance, as for one view twice.
+        identical positives: alignment < 0.001 pair_distance, as for one view twice,
+            and no collapse that would explain it.
         uniform output: row_entropy > 0.99, or |loss - ln(num_outputs)| < 0.001
             ln(num_outputs); every untrained head starts there.
         constant output: mean_entropy - row_entropy < 0.01 and not uniform: the output
@@ -272,7 +273,7 @@ def _diagnose_features(m: Mapping[str, float]) -> list[Finding]:
                 "rows, are the views in one order?"
             )
             findings.append(Finding("unrelated positives", detail))
-        elif apart < 0.001 * chance:
+        elif apart < 0.001 * chance and not findings:
             detail = (
                 f"alignment {apart:.3g} is nothing beside {chance:.3g} between any two "
                 "rows, do the views differ?"

@@ -12,9 +12,9 @@ for themselves, flatters. Measure the last epoch, on features that were not sear
 
 Reference: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance-level
 Discrimination", CVPR 2018, https://arxiv.org/abs/1805.01978 (weighted k-nearest
-neighbours: k = 200, temperature 0.07). Others use the same vote at temperature 0.1, or k = 20. Here the
-nearest neighbour's weight is 1 and the others are relative to it, which changes no vote
-and cannot overflow at low temperature.
+neighbours: k = 200, temperature 0.07). The benchmarks of lightly use temperature 0.1,
+those of DINO k = 20. Here the nearest neighbour weighs 1 and the others are relative to
+it, which changes no vote and cannot overflow at low temperature.
 """
 
 import functools

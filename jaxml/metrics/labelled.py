@@ -22,12 +22,15 @@ def check_labelled(name: str, features: Array, labels: Array | None = None) -> N
         raise ValueError(
             f"{name}_labels must have shape {features.shape[:1]}, got {labels.shape}"
         )
-    if is_known(features) and not bool(jnp.all(jnp.isfinite(features))):
-        rows = int(jnp.sum(~jnp.all(jnp.isfinite(features), axis=1)))
-        raise ValueError(
-            f"{name}_features must be finite, got NaN or infinity in {rows} of "
-            f"{len(features)} rows"
-        )
+    if is_known(features):
+        with jax.ensure_compile_time_eval():
+            finite = jnp.all(jnp.isfinite(features), axis=1)
+            bad = int(jnp.sum(~finite))
+        if bad:
+            raise ValueError(
+                f"{name}_features must be finite, got NaN or infinity in {bad} of "
+                f"{len(features)} rows"
+            )
 
 
 def count_classes(num_classes: int | None, *labels: Array) -> int:

@@ -145,9 +145,10 @@ def fit_linear_probe(
     """
     check_labelled("train", features, labels)
     num_classes = count_classes(num_classes, labels)
-    candidates = jnp.atleast_1d(jnp.asarray(L2_GRID if l2 is None else l2, float))
-    if not len(candidates) or (is_known(l2) and not (candidates >= 0).all()):
+    l2 = L2_GRID if l2 is None else l2
+    if is_known(l2) and not (np.size(l2) and np.min(l2) >= 0):
         raise ValueError(f"l2 must be at least 0, got {l2}")
+    candidates = jnp.atleast_1d(jnp.asarray(l2, jnp.float32))
     if not 0 < holdout < 1:
         raise ValueError(f"holdout must be in (0, 1), got {holdout}")
     several = len(candidates) > 1 and is_known(labels)
@@ -183,7 +184,7 @@ def linear_probe_logits(
             f"features must have dim {len(probe.weight)}, got {features.shape[-1]}"
         )
     x = (jnp.asarray(features, jnp.float32) - probe.mean[None]) / probe.scale[None]
-    return _logits((probe.weight, probe.bias), x)
+    return _logits(jnp.concatenate([probe.weight, probe.bias[None]]), x)
 
 
 @export("metrics.few_labels", since="0.1")
@@ -256,7 +257,7 @@ def _fit(
 ) -> LinearProbe:
     features = features.astype(jnp.float32)
     dim = features.shape[1]
-    zero: Any = (jnp.zeros((dim, num_classes)), jnp.zeros(num_classes))
+    zero = jnp.zeros((dim + 1, num_classes))
 
     def standardized(weight: Float[Array, "samples"]) -> tuple[Array, Array, Array]:
         if not standardize:
@@ -269,12 +270,12 @@ def _fit(
         rest = (~held_out).astype(jnp.float32)
         x, _, _ = standardized(rest)
 
-        def judge(params: Any, l2: Any) -> tuple[Any, Any]:
+        def judge(theta: Any, l2: Any) -> tuple[Any, Any]:
             # Strong penalties first: each solution is the next one's start.
-            params, _, _ = _solve(params, x, labels, rest, l2, tolerance, max_steps)
-            logits = _logits(params, x)
+            theta, _, _ = _solve(theta, x, labels, rest, l2, tolerance, max_steps)
+            logits = _logits(theta, x)
             right = jnp.sum(held_out & (jnp.argmax(logits, axis=-1) == labels))
-            return params, (-right, _cross_entropy(logits, labels, 1 - rest))
+            return theta, (-right, _cross_entropy(logits, labels, 1 - rest))
 
         _, (wrong, loss) = jax.lax.scan(judge, zero, candidates)
         return candidates[jnp.lexsort((loss, wrong))[0]]
@@ -282,10 +283,8 @@ def _fit(
     l2 = chosen() if len(candidates) > 1 else candidates[0]
     everything = jnp.ones(len(labels))
     x, mean, scale = standardized(everything)
-    (weight, bias), norm, steps = _solve(
-        zero, x, labels, everything, l2, tolerance, max_steps
-    )
-    return LinearProbe(weight, bias, mean, scale, l2, norm, steps)
+    theta, norm, steps = _solve(zero, x, labels, everything, l2, tolerance, max_steps)
+    return LinearProbe(theta[:-1], theta[-1], mean, scale, l2, norm, steps)
 
 
 def _moments(
@@ -300,19 +299,22 @@ def _moments(
 
 
 def _solve(
-    params: Any,
+    theta: Float[Array, "inputs classes"],
     x: Float[Array, "samples dim"],
     labels: Int[Array, "samples"],
     weight: Float[Array, "samples"],
     l2: Float[Array, ""],
     tolerance: float | Float[Array, ""],
     max_steps: int,
-) -> tuple[Any, Float[Array, ""], Int[Array, ""]]:
-    """L-BFGS from `params`; returns (params, largest gradient component, steps)."""
+) -> tuple[Float[Array, "inputs classes"], Float[Array, ""], Int[Array, ""]]:
+    """L-BFGS from `theta`, the weights over the bias.
 
-    def objective(params: Any) -> Float[Array, ""]:
-        loss = _cross_entropy(_logits(params, x), labels, weight)
-        return loss + l2 / 2 * jnp.sum(jnp.square(params[0]))
+    Returns theta, the largest component of its gradient, and the steps it took.
+    """
+
+    def objective(theta: Float[Array, "inputs classes"]) -> Float[Array, ""]:
+        loss = _cross_entropy(_logits(theta, x), labels, weight)
+        return loss + l2 / 2 * jnp.sum(jnp.square(theta[:-1]))
 
     # The objective is convex, so every step has positive curvature and backtracking
     # from the full step is enough; rtol forgives what float32 rounds off.
@@ -326,31 +328,29 @@ def _solve(
     solver = optax.lbfgs(linesearch=search)
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def largest(grad: Any) -> Float[Array, ""]:
-        return jnp.maximum(jnp.max(jnp.abs(grad[0])), jnp.max(jnp.abs(grad[1])))
-
     def body(carry: Any) -> Any:
-        params, state, step, _ = carry
-        value, grad = value_and_grad(params, state=state)
-        updates, state = solver.update(
-            grad, state, params, value=value, grad=grad, value_fn=objective
+        theta, state, step, _ = carry
+        value, grad = value_and_grad(theta, state=state)
+        update, state = solver.update(
+            grad, state, theta, value=value, grad=grad, value_fn=objective
         )
-        params = optax.apply_updates(params, updates)
-        return params, state, step + 1, largest(optax.tree.get(state, "grad"))
+        norm = jnp.max(jnp.abs(optax.tree.get(state, "grad")))
+        return theta + update, state, step + 1, norm
 
     def unfinished(carry: Any) -> Bool[Array, ""]:
         _, _, step, norm = carry
         return (step < max_steps) & (norm > tolerance)
 
-    start = (params, solver.init(params), jnp.int32(0), jnp.float32(jnp.inf))
-    params, _, steps, norm = jax.lax.while_loop(unfinished, body, start)
-    return params, norm, steps
+    start = (theta, solver.init(theta), jnp.int32(0), jnp.float32(jnp.inf))
+    theta, _, steps, norm = jax.lax.while_loop(unfinished, body, start)
+    return theta, norm, steps
 
 
-def _logits(params: Any, x: Float[Array, "samples dim"]) -> Array:
-    weight, bias = params
+def _logits(
+    theta: Float[Array, "inputs classes"], x: Float[Array, "samples dim"]
+) -> Float[Array, "samples classes"]:
     # Without HIGHEST a TPU multiplies in bfloat16, and no line search converges.
-    return jnp.matmul(x, weight, precision=jax.lax.Precision.HIGHEST) + bias[None]
+    return jnp.matmul(x, theta[:-1], precision=jax.lax.Precision.HIGHEST) + theta[-1:]
 
 
 def _cross_entropy(

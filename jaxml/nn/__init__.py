@@ -2,11 +2,35 @@
 
 | module | what |
 |---|---|
-| `BatchNorm` | batch norm of the global batch, in groups if asked |
 | `Mlp` | projection and prediction heads |
 | `ConvNet` | a small encoder for small pictures |
+| `ResNet`, `resnet18` ... `resnet152` | residual networks, with their pyramid of stages |
+| `VisionTransformer`, `vit_tiny` ... `vit_huge` | transformers over patches |
+| `BatchNorm` | batch norm of the global batch, in groups if asked |
+| `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
+| `Dropout` | per entry or per sample, the same on any number of devices |
+| `init_module`, `apply_module` | a linen module as pure functions |
 """
 
+from jaxml.nn.conv import Conv as Conv
+from jaxml.nn.conv import convolve as convolve
 from jaxml.nn.convnet import ConvNet as ConvNet
+from jaxml.nn.dense import Dense as Dense
+from jaxml.nn.dropout import Dropout as Dropout
+from jaxml.nn.functional import apply_module as apply_module
+from jaxml.nn.functional import init_module as init_module
 from jaxml.nn.mlp import Mlp as Mlp
 from jaxml.nn.norm import BatchNorm as BatchNorm
+from jaxml.nn.resnet import ResNet as ResNet
+from jaxml.nn.resnet import resnet18 as resnet18
+from jaxml.nn.resnet import resnet34 as resnet34
+from jaxml.nn.resnet import resnet50 as resnet50
+from jaxml.nn.resnet import resnet101 as resnet101
+from jaxml.nn.resnet import resnet152 as resnet152
+from jaxml.nn.vit import VisionTransformer as VisionTransformer
+from jaxml.nn.vit import sincos_positions as sincos_positions
+from jaxml.nn.vit import vit_base as vit_base
+from jaxml.nn.vit import vit_huge as vit_huge
+from jaxml.nn.vit import vit_large as vit_large
+from jaxml.nn.vit import vit_small as vit_small
+from jaxml.nn.vit import vit_tiny as vit_tiny

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxml.export import export
+from jaxml.nn.conv import Conv
 from jaxml.nn.norm import BatchNorm
 from jaxml.typing import Array, Float
 
@@ -43,15 +44,7 @@ class ConvNet(nn.Module):
         x = images
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate(self.widths):
-            x = nn.Conv(
-                width,
-                (3, 3),
-                strides=1 if i == 0 else 2,
-                padding=1,
-                use_bias=False,
-                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-                **kinds,
-            )(x)
+            x = Conv(width, 3, stride=1 if i == 0 else 2, **kinds)(x)
             x = self.norm(axis_name=self.axis_name, **kinds)(x, train=train)
             x = nn.relu(x)
         return jnp.mean(x, axis=(1, 2))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxml.export import export
+from jaxml.nn.dense import Dense
 from jaxml.nn.norm import BatchNorm
 from jaxml.typing import Array, Float
 
@@ -60,7 +61,7 @@ class Mlp(nn.Module):
         for i, width in enumerate(self.widths):
             normalize = self.normalize if i < last else self.normalize_last
             bias = i < last or self.last_bias
-            x = nn.Dense(
+            x = Dense(
                 width,
                 use_bias=bias and not normalize,
                 kernel_init=self.kernel_init,

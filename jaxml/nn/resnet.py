@@ -27,6 +27,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from jaxml.export import export
+from jaxml.nn.conv import Conv
+from jaxml.nn.dense import Dense
 from jaxml.nn.norm import BatchNorm
 from jaxml.typing import Array, Float
 
@@ -49,16 +51,12 @@ class ConvNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height_out width_out features"]:
-        x = nn.Conv(
+        x = Conv(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=self.stride,
-            # Explicit and symmetric: "SAME" pads only one side where it strides.
-            padding=self.dilation * (self.kernel_size // 2),
-            kernel_dilation=self.dilation,
-            feature_group_count=self.groups,
-            use_bias=False,
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            self.kernel_size,
+            self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="conv",
@@ -195,7 +193,7 @@ class ResNet(nn.Module):
             self.conv1 = conv(self.width, 3)
         self.stages = [self._stage(conv, stage) for stage in range(4)]
         if self.num_classes is not None:
-            self.head = nn.Dense(
+            self.head = Dense(
                 self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype
             )
 

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxml.export import export
+from jaxml.nn.dense import Dense
 from jaxml.nn.dropout import Dropout
 from jaxml.typing import Array, Float
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
-Tokens = Float[Array, "batch tokens width"]
+Tokens = Float[Array, "batch tokens dim"]
 
 
 @export("nn.sincos_positions", since="0.1")
@@ -76,7 +77,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool) -> Tokens:
         width = x.shape[-1]
-        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         # Xavier of three square matrices, not of one wide one.
         square = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
         qkv = dense(3 * width, kernel_init=square, name="qkv")(x)
@@ -98,7 +99,7 @@ class Feedforward(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool) -> Tokens:
         dense = partial(
-            nn.Dense,
+            Dense,
             kernel_init=xavier_uniform,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -177,7 +178,7 @@ class VisionTransformer(nn.Module):
     def setup(self) -> None:
         self._check()
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.patch_embed = nn.Dense(self.width, kernel_init=xavier_uniform, **kinds)
+        self.patch_embed = Dense(self.width, kernel_init=xavier_uniform, **kinds)
         small = nn.initializers.truncated_normal(0.02)
         if self.class_token:
             self.first = self.param("class", small, (self.width,), self.param_dtype)
@@ -203,7 +204,7 @@ class VisionTransformer(nn.Module):
         ]
         self.norm = nn.LayerNorm(self.epsilon, **kinds)
         if self.num_classes is not None:
-            self.head = nn.Dense(self.num_classes, **kinds)
+            self.head = Dense(self.num_classes, **kinds)
 
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool

@@ -116,16 +116,16 @@ def random_resized_crop(
 ) -> Float[Array, "out_height out_width channels"]:
     """A random box of the image, resized with antialiasing.
 
-    The box's area (uniform) and aspect ratio (uniform in the logarithm) are drawn up to
-    ten times, until it fits into the image after rounding to whole pixels; then its
-    place is drawn. If no draw fits, it is the largest box with a permitted ratio, in the
-    center.
+    The crop of Inception (Szegedy et al., 2015, https://arxiv.org/abs/1409.4842): area
+    (uniform) and aspect ratio (uniform in the logarithm) are drawn up to ten times, until
+    the box fits into the image after rounding to whole pixels; then its place is drawn.
+    If no draw fits, it is the largest box with a permitted ratio, in the center.
 
     Args:
         key: of this image.
         image: any number of channels.
         size: of the result, one number or (height, width).
-        area: of the box as a part of the image's.
+        area: of the box, as a part of the image's.
         ratio: width / height of the box.
         method: "bilinear" or "bicubic"; the latter is clamped to [0, 1].
 
@@ -194,8 +194,9 @@ def random_affine(
     Raises:
         ValueError: if a range descends or leaves its bounds, or the border is unknown.
     """
+    check_image(image)
     turns = (-degrees, degrees) if isinstance(degrees, Number) else degrees
-    _check_range("degrees", turns, -math.inf, math.inf)
+    _check_range("degrees", turns, -360, 360)
     _check_range("scale", scale, 0, math.inf, above=True)
     for name, values, most in (("translate", translate, 1), ("shear", shear, 89)):
         for value in values:
@@ -265,12 +266,15 @@ def color_jitter(
         changed = color.blend(planes, other, factor)
         if is_rgb:
             turned = color.turn_hue(planes, factor)
-            return jnp.where(which == 3, turned, changed), None
-        return jnp.where(which < 2, changed, planes), None
+            changed = jnp.where(which == 3, turned, changed)
+        else:
+            changed = jnp.where(which < 2, changed, planes)
+        return lax.optimization_barrier(changed), None
 
-    # A loop, not four lines in a row: XLA on CPU would compute each of them for every
-    # channel and every use anew.
-    planes, _ = lax.scan(change, planes, (order, factors[order]))
+    # A loop with barriers: XLA on CPU would compute each slot anew for all that reads
+    # it. Two slots a turn swap their buffers, where one would copy its own.
+    slots = (order, factors[order])
+    planes, _ = lax.scan(change, planes, slots, unroll=2)
     return color.to_image(planes, image)
 
 
@@ -285,7 +289,7 @@ def random_intensity(
     """
     check_image(image)
     _check_range("gain", gain, 0, math.inf)
-    _check_range("offset", offset, -math.inf, math.inf)
+    _check_range("offset", offset, -1, 1)
     factor, term = _uniform(key, [gain, offset])
     return jnp.clip(factor * image + term, 0, 1).astype(image.dtype)
 
@@ -358,10 +362,8 @@ def _random_box(
     draws = _uniform(key, [area] * tries + [logs] * tries + [(0, 1)] * 2)
     areas, log_ratios, place = jnp.split(draws, (tries, 2 * tries))
     areas, ratios = areas * height * width, jnp.exp(log_ratios)
-    heights, widths = (
-        jnp.round(jnp.sqrt(areas / ratios)),
-        jnp.round(jnp.sqrt(areas * ratios)),
-    )
+    widths = jnp.round(jnp.sqrt(areas * ratios))
+    heights = jnp.round(jnp.sqrt(areas / ratios))
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     found, first = jnp.any(fits), jnp.argmax(fits)
     limited = min(max(width / height, ratio[0]), ratio[1])
@@ -381,7 +383,7 @@ def _random_box(
 def _uniform(key: PRNGKeyArray, ranges: list[Range]) -> Float[Array, "draws"]:
     """One uniform draw from each range, all from one call: draws of scalars are dear."""
     low, high = jnp.array(ranges, jnp.float32).T
-    return low + (high - low) * jax.random.uniform(key, low.shape)
+    return low + (high - low) * jax.random.uniform(key, low.shape, jnp.float32)
 
 
 def _check_range(
@@ -389,8 +391,11 @@ def _check_range(
 ) -> None:
     """Raises unless low <= bounds[0] <= bounds[1] <= high, or low < ... if `above`."""
     first, last = bounds
-    if not low <= first <= last <= high or (above and first == low):
-        interval = f"{'(' if above else '['}{low}, {high}]"
+    inside = low <= first <= last <= high and not (above and first == low)
+    if not inside or math.isinf(last):
+        interval = (
+            f"{'(' if above else '['}{low}, {high}{')' if high == math.inf else ']'}"
+        )
         raise ValueError(
             f"{name} must be a range within {interval} that does not descend, got "
             f"{bounds}"

@@ -32,20 +32,22 @@ def gaussian_blur(image: Image, sigma: Scalar, kernel_size: int | None = None) -
             as in SimCLR: 23 for 224, 9 for 96, 3 for 32.
 
     Raises:
-        ValueError: if sigma is not positive, or the kernel is even or so wide that it
-            reaches beyond the mirrored image.
+        ValueError: if sigma is not positive, or the kernel is even or reaches beyond the
+            mirrored image.
     """
     check_image(image)
     if isinstance(sigma, Number) and not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     height, width, _ = image.shape
-    taps = 2 * (height // 10 // 2) + 1 if kernel_size is None else kernel_size
-    radius = taps // 2
-    if taps < 1 or taps % 2 == 0 or radius >= min(height, width):
+    widest = 2 * min(height, width) - 1  # the mirror reaches no further
+    if kernel_size is None:
+        kernel_size = min(2 * (height // 10 // 2) + 1, widest)
+    if kernel_size % 2 == 0 or not 1 <= kernel_size <= widest:
         raise ValueError(
-            f"kernel_size must be odd, positive and below twice the image's sides, got "
-            f"{taps} for {height} x {width}"
+            f"kernel_size must be odd and in [1, {widest}] for an image of {height} x "
+            f"{width}, got {kernel_size}"
         )
+    radius = kernel_size // 2
     weights = jnp.exp(-jnp.square(jnp.arange(radius + 1) / jnp.float32(sigma)) / 2)
     weights /= weights[0] + 2 * jnp.sum(weights[1:])
     dtype = jnp.promote_types(image.dtype, jnp.float32)

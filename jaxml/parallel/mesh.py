@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxml.export import export
+from jaxml.export import export, export_constant
 
-DATA_AXIS = "data"
+DATA_AXIS = export_constant("parallel.DATA_AXIS", "data", since="0.1")
 """The mesh axis that batches are split over."""
 
 
@@ -40,18 +40,23 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, P(DATA_AXIS))
     devices = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
 
-    def put(x: Any) -> jax.Array:
-        if isinstance(x, jax.Array) and x.sharding == sharding:
-            return x
-        x = np.asarray(x)
-        if x.ndim == 0 or x.shape[0] % devices:
+    def is_there(x: Any) -> bool:
+        return isinstance(x, jax.Array) and x.sharding == sharding
+
+    leaves, structure = jax.tree.flatten(batch)
+    for x in leaves:
+        if not is_there(x) and (np.ndim(x) == 0 or len(x) % devices):
             raise ValueError(
                 "the batch must divide by the number of devices, "
-                f"got shape {x.shape} on {devices} devices"
+                f"got shape {np.shape(x)} on {devices} devices"
             )
-        return jax.make_array_from_process_local_data(sharding, x)
-
-    return jax.tree.map(put, batch)
+    if all(is_there(x) for x in leaves):
+        return batch
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)  # all leaves at once: half the time
+    make = jax.make_array_from_process_local_data
+    leaves = [x if is_there(x) else make(sharding, np.asarray(x)) for x in leaves]
+    return jax.tree.unflatten(structure, leaves)
 
 
 @export("parallel.replicate", since="0.1")

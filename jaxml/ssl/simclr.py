@@ -29,6 +29,7 @@ from jaxml.nn.mlp import Mlp
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 
+@export("ssl.SimCLR", since="0.1")
 class SimCLR(nn.Module):
     """Backbone and projection head.
 

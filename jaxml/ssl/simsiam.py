@@ -50,6 +50,7 @@ def negative_cosine(
     return -jnp.mean(jnp.sum(unit(p) * lax.stop_gradient(unit(z)), axis=-1))
 
 
+@export("ssl.SimSiam", since="0.1")
 class SimSiam(nn.Module):
     """Backbone, projector and predictor.
 

@@ -97,7 +97,10 @@ class Progress:
 
 def interactive() -> bool:
     """Whether a person watches: a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    if sys.stderr.isatty():
+        return True
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return hasattr(shell, "kernel")
 
 
 def _bar(start: int, total: int) -> Any:

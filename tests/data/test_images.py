@@ -82,6 +82,18 @@ def test_archive(folder, pictures, tmp_path, ending, prefix):
     check(images(pack(folder, tmp_path / f"some.{ending}", prefix)), pictures)
 
 
+def test_folders_above_the_split_come_in_the_order_of_their_names(tmp_path):
+    """And a class that only a later folder has still comes in the order of classes."""
+    files = ["one/train/b/7.png", "one/train/c/1.png", "two/train/a/5.png"]
+    files += ["two/train/b/0.png"]
+    for value, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((2, 2), value, np.uint8)).save(tmp_path / name)
+    batch = images(tmp_path, channels=1).open("train")(np.arange(4))
+    assert batch["image"][:, 0, 0, 0].tolist() == [2, 0, 1, 3]
+    assert batch["label"].tolist() == [0, 1, 2, 1]
+
+
 def test_more_than_memory_is_decoded_when_read(folder, pictures, monkeypatch):
     monkeypatch.setattr(MODULE, "_MEMORY", 0)
     source = images(folder)

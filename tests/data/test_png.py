@@ -85,6 +85,8 @@ def test_files_that_are_not_plain_or_not_whole(rng):
     (good,) = png.encode(image[None])
     flipped = bytearray(good)
     flipped[60] ^= 1
+    wrong_sum = bytearray(good)
+    wrong_sum[-13] ^= 1  # the last byte of the pixels' checksum
     jpeg, palette, deep = io.BytesIO(), io.BytesIO(), io.BytesIO()
     Image.fromarray(image).save(jpeg, "JPEG")
     Image.fromarray(image).quantize(4).save(palette, "PNG")
@@ -107,6 +109,7 @@ def test_files_that_are_not_plain_or_not_whole(rng):
         "cut short": good[:-13],
         "without end": good[:-12],
         "one bit wrong": bytes(flipped),
+        "wrong checksum": bytes(wrong_sum),
         "too few rows": bad_rows,
         "no such filter": bad_filter,
         "not compressed": png._start(image.shape) + png._chunk(b"IDAT", b"abc") + end,

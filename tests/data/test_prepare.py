@@ -87,17 +87,18 @@ def know(monkeypatch, name, files):
     """Has TFDS take these files for the original ones."""
     from tensorflow_datasets.core.download import checksums
 
-    urls = module._urls(module._builder(name)(data_dir="/nowhere"))
+    builder = module._builder(name)
     infos = {
         url: checksums.UrlInfo(
             size=len(data), checksum=hashlib.sha256(data).hexdigest(), filename=file
         )
-        for url in urls
+        for url in module._urls(builder(data_dir="/nowhere"))
         for file, data in files.items()
         if url.endswith(file)
     }
     assert len(infos) == len(files)
-    monkeypatch.setattr(checksums, "get_all_url_infos", lambda: infos)
+    builder.url_infos = infos
+    monkeypatch.setattr(module, "_builder", lambda _: builder)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ def test_missing_files_are_named_at_once(rng, tmp_path):
 def test_other_files_are_refused(rng, tmp_path):
     """These are not the original ones: TFDS knows their SHA-256."""
     folder = write(mnist_files(rng)[0], tmp_path / "mnist")
-    with pytest.raises(ValueError, match="is not the original one: .* wrong checksum"):
+    with pytest.raises(ValueError, match=r"is not the original one: .* wrong checksum"):
         prepare("mnist", [folder], tmp_path / "tfds")
     assert find_prepared("mnist", tmp_path / "tfds") is None
 
@@ -210,11 +211,13 @@ def serve(files, *, broken=False):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -255,18 +258,18 @@ def test_download_that_breaks_off(at, tmp_path):
     with serve(files, broken=True) as url:
         use(url)
         with pytest.raises(
-            (ConnectionError, ValueError), match="SHA-256|cannot download"
+            (ConnectionError, ValueError), match=r"SHA-256|cannot download"
         ):
             prepare("mnist", [tmp_path / "d"], tmp_path / "tfds", download=True)
     assert os.listdir(tmp_path / "d") == []
 
 
 def test_download_of_nothing(at, tmp_path):
-    files, _, use = at
+    _, _, use = at
     with serve({}) as url:
         use(url)
         with pytest.raises(
-            ConnectionError, match="cannot download .*404.* put it into"
+            ConnectionError, match=r"cannot download .*404.* put it into"
         ):
             prepare("mnist", [tmp_path / "d"], tmp_path / "tfds", download=True)
 
@@ -275,11 +278,11 @@ def test_a_server_that_does_not_answer(at, tmp_path, monkeypatch):
     _, _, use = at
     monkeypatch.setattr(module, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        use(f"http://127.0.0.1:{server.getsockname()[1]}/")
-        with pytest.raises(ConnectionError, match="cannot download .*timed out"):
+        use(url := f"http://127.0.0.1:{server.getsockname()[1]}/")
+        with pytest.raises(ConnectionError, match=r"cannot download .*timed out"):
             prepare("mnist", [tmp_path / "d"], tmp_path / "tfds", download=True)
-    use(f"http://127.0.0.1:{server.getsockname()[1]}/")  # nobody is there now
-    with pytest.raises(ConnectionError, match="cannot download .*refused"):
+    use(url)  # nobody is there now
+    with pytest.raises(ConnectionError, match=r"cannot download .*refused"):
         prepare("mnist", [tmp_path / "d"], tmp_path / "tfds", download=True)
 
 

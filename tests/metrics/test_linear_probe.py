@@ -89,8 +89,8 @@ def test_the_solution_is_newtons(rng, l2, standardize):
 
 def test_the_penalty_spares_the_bias(rng):
     """With weights forced to zero, the bias still learns how frequent classes are."""
-    labels = np.repeat([0, 1, 2], [10, 20, 70])
-    x = rng.normal(size=(100, 3)).astype(np.float32)
+    labels = np.repeat([0, 1, 2], [4, 8, 28])
+    x = rng.normal(size=(40, 4)).astype(np.float32)
     probe = fit_linear_probe(x, labels, l2=1e4)
     chex.assert_trees_all_close(
         jax.nn.softmax(probe.bias), jnp.array([0.1, 0.2, 0.7]), atol=1e-4
@@ -158,21 +158,16 @@ def test_l2_is_chosen_on_held_out_training_data(seed, noise):
     key, candidates = jax.random.key(seed), (1e-4, 1e-2, 1.0, 30.0)
     probe = fit_linear_probe(x, labels, l2=candidates, key=key)
     assert float(probe.l2) == pytest.approx(choose_numpy(x, labels, candidates, key))
-    alone = fit_linear_probe(x, labels, l2=float(probe.l2))  # fitted on all again
+    alone = fit_linear_probe(x, labels, l2=probe.l2)  # fitted on all again
     chex.assert_trees_all_close(probe.weight, alone.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_the_candidates_does_not_matter(rng):
+def test_by_default_l2_comes_from_the_grid_in_any_order(rng):
     x, labels = data(rng, noise=3.0)
-    a = fit_linear_probe(x, labels, l2=(1e-4, 1.0, 1e-2))
-    b = fit_linear_probe(x, labels, l2=(1.0, 1e-2, 1e-4))
-    chex.assert_trees_all_equal(a, b)
-
-
-def test_by_default_l2_comes_from_the_grid(rng):
-    x, labels = data(rng)
-    chosen = float(fit_linear_probe(x, labels).l2)
-    assert any(chosen == pytest.approx(l2) for l2 in L2_GRID)
+    probe = fit_linear_probe(x, labels)
+    assert any(float(probe.l2) == pytest.approx(l2) for l2 in L2_GRID)
+    shuffled = rng.permutation(L2_GRID).tolist()
+    chex.assert_trees_all_equal(fit_linear_probe(x, labels, l2=shuffled), probe)
 
 
 @pytest.fixture(scope="module")
@@ -183,23 +178,33 @@ def digits():
 
 
 def test_digits_are_told_apart(digits):
-    assert 0.88 < float(linear_probe(*digits)) < 0.94
+    assert 0.89 < float(linear_probe(*digits, l2=1e-2)) < 0.94
 
 
 def test_labels_that_say_nothing_leave_chance(digits, rng):
     x, y, test_x, test_y = digits
-    accuracy = linear_probe(x, rng.permutation(y), test_x, test_y, l2=1e-1)
+    accuracy = linear_probe(x, rng.permutation(y), test_x, test_y, l2=1e-2)
     assert float(accuracy) < 0.25
 
 
-def test_few_labels_over_several_keys_are_one_call(digits):
+def test_a_few_labels_tell_digits_apart_less_well(digits):
     probe = functools.partial(linear_probe, *digits, l2=1e-2, labels_per_class=10)
     keys = jax.random.split(jax.random.key(0), 3)
     accuracies = jax.vmap(lambda key: probe(key=key))(keys)
-    alone = jnp.stack([probe(key=key) for key in keys])
-    chex.assert_trees_all_close(accuracies, alone, atol=3 / 397)
     assert np.all((accuracies > 0.78) & (accuracies < 0.9))
     assert len(set(accuracies.tolist())) > 1
+
+
+def test_keys_can_be_mapped_over(rng):
+    (x, y), (test_x, test_y) = data(rng), data(rng, n=60)
+    probe = functools.partial(
+        linear_probe, x, y, test_x, test_y, l2=1e-2, labels_per_class=8
+    )
+    keys = jax.random.split(jax.random.key(0), 6)
+    mapped = jax.vmap(lambda key: probe(key=key))(keys)
+    alone = jnp.stack([probe(key=key) for key in keys])
+    chex.assert_trees_all_close(mapped, alone, atol=1 / 60 + 1e-6)
+    assert len(set(mapped.tolist())) > 1
 
 
 def test_penalties_can_be_mapped_over(rng):
@@ -216,11 +221,11 @@ def test_it_is_compiled_once(rng):
     @jax.jit
     @chex.assert_max_traces(n=1)
     def fit(x, labels, key):
-        return fit_linear_probe(x, labels, l2=(1e-2, 1.0), key=key, num_classes=3)
+        return fit_linear_probe(x, labels, l2=1e-2, key=key, num_classes=3)
 
     for seed in range(2):
         jitted = fit(x, labels, jax.random.key(seed))
-    plain = fit_linear_probe(x, labels, l2=(1e-2, 1.0), key=jax.random.key(1))
+    plain = fit_linear_probe(x, labels, l2=1e-2)
     chex.assert_trees_all_close(jitted.weight, plain.weight, rtol=1e-4, atol=1e-5)
 
 
@@ -288,7 +293,7 @@ def test_bad_data_is_an_error():
         fit_linear_probe(X * np.nan, Y)
     with pytest.raises(ValueError, match="a class with two samples"):
         fit_linear_probe(X, np.arange(4))
-    with pytest.raises((ValueError, TypeError), match="labels|samples"):
+    with pytest.raises((ValueError, TypeError), match=r"labels|samples"):
         fit_linear_probe(X, Y[:3])
     probe = fit_linear_probe(X, Y, l2=1.0)
     with pytest.raises(ValueError, match="features must have dim 4, got 3"):

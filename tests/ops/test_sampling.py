@@ -61,10 +61,9 @@ def test_sampling_matches_numpy(rng, shape, border):
     x = rng.uniform(-2, shape[1] + 1, (4, 9)).astype(np.float32)
     y[0], x[1] = np.round(y[0]), np.round(x[1])  # on the pixels too
     actual = jax.jit(partial(sample_bilinear, border=border))(image, y, x)
-    expected = np.array(
-        [[sample_numpy(image, *p, border) for p in zip(*rows)] for rows in zip(y, x)]
-    )
-    chex.assert_trees_all_close(actual, expected, atol=1e-5)
+    points = np.stack([y, x], axis=-1).reshape(-1, 2)
+    expected = np.array([sample_numpy(image, *point, border) for point in points])
+    chex.assert_trees_all_close(actual, expected.reshape(actual.shape), atol=1e-5)
 
 
 def test_sampling_gradients(rng):
@@ -80,8 +79,8 @@ def test_points_far_away_are_black_or_the_border():
     for y, x in ((far, jnp.ones(4)), (jnp.ones(4), far)):
         clamped = sample_bilinear(image, y, x, border="clamp")
         chex.assert_trees_all_equal(clamped, jnp.ones((4, 1)))
-        black = sample_bilinear(image, y[:2], x[:2])
-        chex.assert_trees_all_equal(black, jnp.zeros((2, 1)))
+        black = sample_bilinear(image, y, x)
+        chex.assert_trees_all_equal(black, jnp.zeros((4, 1)))
 
 
 @pytest.mark.parametrize("border", ["zeros", "clamp"])
@@ -97,6 +96,7 @@ def test_affine_matches_numpy(rng, border):
         {"shear": (0.0, -15.0)},
         {"angle": -70, "translate": (1, 2), "scale": 1.3, "shear": (11, 25)},
     ]
+    chex.clear_trace_counter()
     # The parameters are traced: one program for all of them.
     warp = lambda options: affine(image, border=border, **options)
     warp = jax.jit(chex.assert_max_traces(warp, n=1))
@@ -122,9 +122,9 @@ def test_bfloat16_stays_and_agrees(rng):
 
 def test_bad_input_is_refused():
     image, points = jnp.zeros((4, 5, 1)), jnp.zeros(3)
-    with pytest.raises((ValueError, TypeError), match="one shape|points"):
+    with pytest.raises((ValueError, TypeError), match=r"one shape|points"):
         sample_bilinear(image, points, points[:2])
-    with pytest.raises(ValueError, match="border must be one of .* got 'wrap'"):
+    with pytest.raises(ValueError, match=r"border must be one of .* got 'wrap'"):
         sample_bilinear(image, points, points, border="wrap")
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         affine(image, scale=0)

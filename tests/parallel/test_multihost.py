@@ -16,7 +16,7 @@ from jaxml.parallel import initialize
 from jaxml.parallel.multihost import EXIT_CODE, parse_address
 from jaxml.train import restore
 
-from .multihost_program import build
+from tests.parallel.multihost_program import build
 
 PROGRAM = Path(__file__).with_name("multihost_program.py")
 NUM_STEPS = 30
@@ -74,7 +74,7 @@ def one_process(tmp_path_factory):
 def test_processes_train_to_the_parameters_of_one(count, one_process, tmp_path):
     out = tmp_path / "run"
     finish(out, start(out, count))
-    chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-3, atol=1e-4)
     progress = [Path(f"{out}.{i}.log").read_text() for i in range(count)]
     assert "step 30" in progress[0]
     assert all("step 30" not in text for text in progress[1:])  # the first one speaks
@@ -99,7 +99,7 @@ def test_a_lost_process_is_named_and_the_run_goes_on(victim, one_process, tmp_pa
 
     finish(out, start(out, 2))
     assert re.search(r"continuing at step \d+", log.read_text())
-    chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-3, atol=1e-4)
 
 
 def test_a_preempted_run_saves_together_and_goes_on(one_process, tmp_path):
@@ -117,7 +117,7 @@ def test_a_preempted_run_saves_together_and_goes_on(one_process, tmp_path):
     assert left, log.read_text()
     assert (out / "checkpoints" / left[1]).is_dir()
     finish(out, start(out, 2))
-    chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
