@@ -51,9 +51,9 @@ def table(rows: Sequence[Experiment]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], root: Path = ROOT) -> None:
     """Prints the table, or one family's, or runs one experiment."""
-    rows = experiments()
+    rows = experiments(root)
     families = sorted({row.family for row in rows})
     wanted, *options = arguments or [""]
     wanted = wanted.removeprefix("experiments.")

@@ -6,6 +6,9 @@ where said), so that `shard_map`'s own check accepts it, and their gradients are
 the global batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import jax
@@ -38,6 +41,8 @@ def all_gather(x: Array, axis_name: str | None) -> Array:
     """
     if axis_name is None:
         return x
+    if lax.axis_size(axis_name) == 1:  # it may be an axis of vmap, as under `fsdp`
+        return lax.psum(x, axis_name).astype(x.dtype)
     # "invarying" tells shard_map's check that all devices hold the same result.
     return lax.all_gather(x, axis_name, tiled=True, to="invarying")
 
@@ -45,12 +50,44 @@ def all_gather(x: Array, axis_name: str | None) -> Array:
 @export("parallel.sample_positions", since="0.1")
 def sample_positions(num_local: int, axis_name: str | None) -> Int[Array, "batch"]:
     """Where the local samples stand in the global batch."""
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * num_local
-    return first + jnp.arange(num_local)
+    positions = jnp.arange(num_local)
+    if axis_name is None or lax.axis_size(axis_name) == 1:
+        return positions
+    return lax.axis_index(axis_name) * num_local + positions
 
 
 @export("parallel.sample_keys", since="0.1")
 def sample_keys(key: PRNGKeyArray, num_local: int, axis_name: str | None) -> Array:
-    """One key per local sample, the same for a sample on any number of devices."""
-    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    return fold(key, sample_positions(num_local, axis_name))
+    """One key per local sample, the same for a sample on any number of devices.
+
+    In a micro-batch of `jaxml.compose.accumulated` too a sample has the key of its
+    position in the whole batch.
+    """
+    positions = sample_positions(num_local, axis_name)
+    for index, count in reversed(_micro_batches.get()):
+        positions = positions * count + index
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+_micro_batches: ContextVar[tuple[tuple[Array, int], ...]] = ContextVar(
+    "micro_batches", default=()
+)
+
+
+@contextmanager
+def micro_batch(index: Int[Array, ""], count: int) -> Iterator[None]:
+    """While this lasts, the batch at hand holds every `count`-th sample from `index` on.
+
+    Every `count`-th, not a block: so a micro-batch is made of the same samples on any
+    number of devices.
+    """
+    token = _micro_batches.set((*_micro_batches.get(), (index, count)))
+    try:
+        yield
+    finally:
+        _micro_batches.reset(token)
+
+
+def in_micro_batch() -> bool:
+    """Whether a `micro_batch` is at hand."""
+    return bool(_micro_batches.get())

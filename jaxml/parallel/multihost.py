@@ -45,7 +45,7 @@ def initialize(where: str | None = "auto", *, heartbeat_seconds: int = 20) -> No
     """
     if where is None:
         return
-    timeouts = {
+    timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": heartbeat_seconds,
         "shutdown_timeout_seconds": heartbeat_seconds,
     }

@@ -1,29 +1,31 @@
 """Ring all-reduce: the sum over p devices, at a cost per device that hardly grows with p.
 
 The devices stand in a ring, and the array is cut into p chunks. In p - 1 steps of
-*reduce-scatter* every device passes a running sum to its neighbour and adds its own part
-of the chunk that arrives; then each device owns one finished chunk, and p - 1 steps of
-*all-gather* pass the finished chunks on. With p = 4, a, b, c, d for the devices' parts:
+*reduce-scatter* every device passes a running sum to its neighbour, and adds its own part
+of the chunk that arrives; then each device owns one finished chunk, and in p - 1 steps of
+*all-gather* the finished chunks go once more around. With four devices that hold a, b, c
+and d (a2 is chunk 2 of a; S2 is the sum of chunk 2 over all of them):
 
-                    device 0     device 1     device 2     device 3
-    start           a0 a1 a2 a3  b0 b1 b2 b3  c0 c1 c2 c3  d0 d1 d2 d3
-    reduce 1        a3+d3        b0+a0        c1+b1        d2+c2
-    reduce 2        a2+(c+d)2    b3+(d+a)3    c0+(a+b)0    d1+(b+c)1
-    reduce 3        sum 1        sum 2        sum 3        sum 0
-    gather 4        1 0          2 1          3 2          0 3
-    gather 5        1 0 3        2 1 0        3 2 1        0 3 2
-    gather 6        1 0 3 2      2 1 0 3      3 2 1 0      0 3 2 1
+    step          device 0 -->  device 1 -->  device 2 -->  device 3 --> (device 0)
+    at the start  a0            b1            c2            d3
+    reduce 1      d3+a3         a0+b0         b1+c1         c2+d2
+    reduce 2      c2+d2+a2      d3+a3+b3      a0+b0+c0      b1+c1+d1
+    reduce 3      S1            S2            S3            S0
+    gather 4      S1 S0         S2 S1         S3 S2         S0 S3
+    gather 5      S1 S0 S3      S2 S1 S0      S3 S2 S1      S0 S3 S2
+    gather 6      S1 S0 S3 S2   S2 S1 S0 S3   S3 S2 S1 S0   S0 S3 S2 S1
 
 Every device sends 2 (p - 1) messages of n / p numbers: 2 (p - 1) / p of the array, less
-than two arrays on any number of devices, which is the least an all-reduce can do
-(theorem 1). The trap is the order of the sum: chunk j is summed beginning with device j,
-so the result is the same on every device to the bit, but not the same as another
-algorithm's to the bit. `lax.psum` is this or a better algorithm, chosen by the
-compiler: use it. This one is here to be read, tested and measured.
+than two arrays whatever p is, and no all-reduce can do with less. The trap is the order
+of the sum: chunk j is summed beginning with device j, so the result is the same to the
+bit on every device, but not the same to the bit as that of another algorithm.
+
+`lax.psum` is this or a better algorithm, chosen by the compiler: use it. This one is here
+to be read, tested and measured.
 
 Reference: Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for Clusters of
 Workstations", Journal of Parallel and Distributed Computing 2009,
-https://doi.org/10.1016/j.jpdc.2008.09.002 (sections 3 and 4.1).
+https://doi.org/10.1016/j.jpdc.2008.09.002.
 """
 
 from functools import partial
@@ -70,7 +72,7 @@ def ring_all_reduce(tree: Tree, axis_name: str) -> Tree:
     for i, leaf in enumerate(leaves):
         by_dtype.setdefault(jnp.result_type(leaf), []).append(i)
     for indices in by_dtype.values():
-        flat = jnp.concatenate([jnp.ravel(leaves[i]) for i in indices])
+        flat: Array = jnp.concatenate([jnp.ravel(leaves[i]) for i in indices])
         inexact = jnp.issubdtype(flat.dtype, jnp.inexact)
         flat = (_ring_sum if inexact else _around)(flat, axis_name)
         for i in indices:

@@ -8,9 +8,9 @@
 | `Run` | the folder of a run |
 | `evaluate`, `predict` | a metric, or the outputs, over a whole split |
 | `save`, `restore`, `latest_step`, `Checkpoints` | checkpoints |
+| `restore_params` | only parameters, into another model, with a report |
 """
 
-from jaxml.train.checkpoint import CheckpointError as CheckpointError
 from jaxml.train.checkpoint import Checkpoints as Checkpoints
 from jaxml.train.checkpoint import latest_step as latest_step
 from jaxml.train.checkpoint import restore as restore
@@ -24,5 +24,7 @@ from jaxml.train.run import ConfigMismatchError as ConfigMismatchError
 from jaxml.train.run import Run as Run
 from jaxml.train.state import TrainState as TrainState
 from jaxml.train.state import init_state as init_state
-from jaxml.train.step import Step as Step
 from jaxml.train.step import gradient_step as gradient_step
+from jaxml.train.storage import CheckpointError as CheckpointError
+from jaxml.train.transfer import RestoreReport as RestoreReport
+from jaxml.train.transfer import restore_params as restore_params

@@ -19,24 +19,27 @@ class NonFiniteError(FloatingPointError):
 
 def gradient_norms(grads: Params) -> dict[str, Array]:
     """`grad_norms`, one per array in the order of the tree, and their `grad_norm`."""
-    norms = jnp.stack(
-        [
-            jnp.linalg.norm(jnp.ravel(g).astype(jnp.float32))
-            for g in jax.tree.leaves(grads)
-        ]
-    )
+    # Not flattened: an array split over devices would have to be gathered for that.
+    squares = [
+        jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)
+    ]
+    norms = jnp.sqrt(jnp.stack(squares))
     return {"grad_norm": jnp.linalg.norm(norms), "grad_norms": norms}
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:
-    """The metrics that are single numbers, on the host, the loss first."""
-    named = {k: v for k, v in metrics.items() if jnp.ndim(v) == 0}
-    host = {k: float(v) for k, v in jax.device_get(named).items()}
-    return {k: host[k] for k in sorted(host, key=lambda k: (k != "loss", k))}
+    """The metrics that are single numbers, on the host, the loss first.
+
+    Of a step that its loss scale skipped, those that are finite.
+    """
+    host = _scalars(metrics)
+    return {k: v for k, v in host.items() if np.isfinite(v) or not host.get("skipped")}
 
 
 def check_finite(step: int, metrics: Metrics, batch: Batch, params: Params) -> None:
     """Raises if a metric of this step is not finite.
+
+    A step that its loss scale skipped passes, as long as the scale can still fall.
 
     Args:
         step: the step the metrics belong to.
@@ -48,23 +51,38 @@ def check_finite(step: int, metrics: Metrics, batch: Batch, params: Params) -> N
         NonFiniteError: naming, in this order of blame, the arrays of the batch, the
             metrics and the gradients that are not finite.
     """
-    bad = {k: v for k, v in scalars(metrics).items() if not np.isfinite(v)}
+    named = _scalars(metrics)
+    bad = {k: v for k, v in named.items() if not np.isfinite(v)}
     if not bad:
         return
     lines = [f"step {step} is not finite: " + _listing(bad)]
+    if named.get("skipped"):
+        scale, smallest = named["loss_scale"], float(metrics["loss_scale_bounds"][0])
+        if scale > smallest:
+            return
+        lines.append(
+            f"the loss scale cannot fall below {scale:g}, so it is not float16's range: "
+            "the run diverges"
+        )
     if fields := _bad_fields(batch):
         lines.append("the batch itself is not: " + _listing(fields))
     if "grad_norms" in metrics:
         norms = np.asarray(metrics["grad_norms"])
         paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params)]
-        named = {
+        culprits = {
             p: float(n) for p, n in zip(paths, norms, strict=True) if not np.isfinite(n)
         }
-        if len(named) == len(paths):
+        if len(culprits) == len(paths):
             lines.append("the gradient of every parameter is not: the loss is to blame")
-        elif named:
-            lines.append("gradients that are not: " + _listing(named))
+        elif culprits:
+            lines.append("gradients that are not: " + _listing(culprits))
     raise NonFiniteError("; ".join(lines))
+
+
+def _scalars(metrics: Metrics) -> dict[str, float]:
+    named = {k: v for k, v in metrics.items() if jnp.ndim(v) == 0}
+    host = {k: float(v) for k, v in jax.device_get(named).items()}
+    return {k: host[k] for k in sorted(host, key=lambda k: (k != "loss", k))}
 
 
 def _bad_fields(batch: Batch) -> dict[str, str]:

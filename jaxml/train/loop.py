@@ -7,10 +7,12 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxml.export import export
 from jaxml.method import Batch, Metrics
-from jaxml.train.checkpoint import Checkpoints
+from jaxml.parallel.multihost import ends_on_peer_loss
+from jaxml.train.checkpoint import Checkpoints, KeepBest
 from jaxml.train.guard import check_finite, scalars
 from jaxml.train.log import Log, Progress
 from jaxml.train.run import Run
@@ -35,6 +37,7 @@ def fit(
     evaluate_every: int | None = None,
     save_every: int = 1000,
     keep_last: int | None = 2,
+    keep_best: KeepBest | None = None,
 ) -> TrainState:
     """Calls `step` until `state.step` reaches `num_steps`.
 
@@ -61,15 +64,20 @@ def fit(
         evaluate_every: None evaluates at the end only.
         save_every: steps between checkpoints; the last step is always saved.
         keep_last: how many checkpoints stay; None keeps all.
+        keep_best: `("accuracy", "max")` also keeps the best by a value that was reported
+            at the very step of the checkpoint; see `Checkpoints`.
 
     Raises:
+        CheckpointError: if the newest checkpoint of the run is damaged or of another
+            model (the message says what to do), or one could not be written.
         NonFiniteError: at the first step with a metric that is NaN or infinite, before
             anything of it is saved.
-        ValueError: if `batches` ends too early.
+        ValueError: if `batches` ends too early, or no step that is saved reports the
+            metric of `keep_best`.
     """
     iterator = iter(batches)
     with (
-        _checkpoints(run, keep_last) as checkpoints,
+        _checkpoints(run, keep_last, keep_best) as checkpoints,
         _Interruption() as interruption,
     ):
         if run is not None and checkpoints.latest_step() is not None:
@@ -81,7 +89,10 @@ def fit(
         logs = ([run.log] if run else []) + ([log] if log else [])
 
         first = jax.process_index() == 0
-        with Progress(done, num_steps, enabled=first) as progress:
+        with (
+            Progress(done, num_steps, enabled=first) as progress,
+            ends_on_peer_loss(),
+        ):
             if run is not None and done:
                 progress.say(f"{run.path}: continuing at step {done} of {num_steps}")
 
@@ -100,7 +111,7 @@ def fit(
                 state, metrics = step(state, batch)
                 done += 1
                 progress.advance()
-                stop = interruption.came  # read once: it may come at any moment
+                stop = interruption.at(done)
                 reports = _is_due(done, log_every, num_steps)
                 saves = _is_due(done, save_every, num_steps) or stop is not None
                 # One step late, so that the device need not wait for the check.
@@ -109,14 +120,24 @@ def fit(
                 unchecked = done, metrics, batch
                 if reports or saves:
                     check_finite(*unchecked, state.params)
+                values = scalars(metrics) if reports or saves else {}
                 if reports:
-                    report(scalars(metrics))
+                    report(values)
+                    checkpoints.check()
                 if evaluate and _is_due(done, evaluate_every, num_steps):
-                    report({k: float(v) for k, v in evaluate(state).items()})
+                    evaluated = {k: float(v) for k, v in evaluate(state).items()}
+                    report(evaluated)
+                    values |= evaluated
                 if run is not None and saves:
-                    record = {"batches": _position(iterator), "config": run.config}
+                    record = {
+                        "metrics": values,
+                        "batches": _position(iterator),
+                        "config": run.config,
+                    }
                     checkpoints.save(done, state, record)
                     run.draw()
+                    if stop is None:
+                        _check_has_best(keep_best, values, done)
                 if stop is not None:
                     checkpoints.close()
                     _leave(stop, done, run)
@@ -127,9 +148,22 @@ def _is_due(done: int, every: int | None, num_steps: int) -> bool:
     return done == num_steps or (every is not None and done % every == 0)
 
 
-def _checkpoints(run: Run | None, keep_last: int | None) -> Checkpoints:
+def _checkpoints(
+    run: Run | None, keep_last: int | None, keep_best: KeepBest | None
+) -> Checkpoints:
     directory = run.checkpoints if run is not None else "."
-    return Checkpoints(directory, keep_last=keep_last)
+    return Checkpoints(directory, keep_last=keep_last, keep_best=keep_best)
+
+
+def _check_has_best(
+    keep_best: KeepBest | None, values: Mapping[str, float], step: int
+) -> None:
+    if keep_best is not None and keep_best[0] not in values:
+        raise ValueError(
+            f"keep_best needs {keep_best[0]!r} at every step that is saved, got "
+            f"{', '.join(values) or 'nothing'} at step {step}: let save_every be a "
+            "multiple of evaluate_every"
+        )
 
 
 def _position(iterator: Iterator[Batch]) -> Any:
@@ -150,15 +184,24 @@ class _Interruption:
     """Notes SIGTERM and Ctrl-C, so that the loop can leave at a step's end."""
 
     def __init__(self) -> None:
-        self.came: int | None = None
+        self.came: int | None = None  # it may come at any moment
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Interruption":
-        # Only the main thread may set handlers; elsewhere signals stay as they are.
-        if threading.current_thread() is threading.main_thread():
+        # Only the main thread may set handlers; elsewhere signals stay as they are. Of
+        # several processes the runtime watches for SIGTERM: see `at`.
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
+
+    def at(self, step: int) -> int | None:
+        """The signal to leave on after this step; all processes get the same answer."""
+        if jax.process_count() == 1:
+            return self.came
+        came = multihost_utils.reached_preemption_sync_point(step)
+        return signal.SIGTERM if came else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.came is not None and number == signal.SIGINT:

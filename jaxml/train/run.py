@@ -11,7 +11,9 @@ import dataclasses
 import importlib.util
 import json
 import os
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ class Run:
         """Appends one report to metrics.jsonl, and to TensorBoard if installed."""
         if not self._writes:
             return
-        with open(self._metrics, "a") as file:
+        with _naming(self._metrics), open(self._metrics, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if importlib.util.find_spec("tensorboardX"):
             if self._tensorboard is None:
@@ -90,7 +92,6 @@ class Run:
 
     def draw(self) -> None:
         """Writes curves.png from the reports."""
-        return
         from jaxml.draw import save_curves  # matplotlib is slow to import
 
         series: dict[str, tuple[list[float], list[float]]] = {}
@@ -101,7 +102,10 @@ class Run:
                     steps.append(row["step"])
                     values.append(value)
         if self._writes and series:
-            save_curves(self.path / "curves.png", series)
+            try:
+                save_curves(self.path / "curves.png", series)
+            except OSError as error:  # a full disk is the checkpoint's to report
+                warnings.warn(f"no curves were drawn: {error}", stacklevel=2)
 
     def _started(self) -> bool:
         return self._metrics.exists()
@@ -119,8 +123,22 @@ def plain_config(config: Any) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    os.replace(draft, path)
+    try:
+        with _naming(path):
+            draft.write_text(text)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file where the system does not: on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _check_agrees(

@@ -212,7 +212,7 @@ def run_python(code, tmp_path):
         capture_output=True,
         text=True,
         env=env,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -282,7 +282,7 @@ print("drawn", *next(batches)["index"], *next(batches)["index"], flush=True)
         )
         for index in range(2)
     ]
-    lines = [process.communicate(timeout=300)[0] for process in processes]
+    lines = [process.communicate(timeout=1200)[0] for process in processes]
     drawn = np.array(
         [line.split("drawn", 1)[1].split() for line in lines], int
     )  # [process, 2 batches * 4]

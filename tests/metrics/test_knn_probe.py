@@ -115,7 +115,7 @@ def test_what_features_may_do_without_a_change(rng):
         chex.assert_trees_all_equal(shuffled, expected)
         chex.assert_trees_all_equal(predict(train, labels, test[::-1])[::-1], expected)
     chex.assert_trees_all_equal(  # euclidean: a move, cosine: each row's length
-        predict(train + 100, labels, test + 100), expected
+        predict(train + 1000, labels, test + 1000), expected
     )
     chex.assert_trees_all_equal(
         knn_predict(train * scales, labels, 1e-6 * test, k=20),

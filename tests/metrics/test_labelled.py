@@ -23,7 +23,9 @@ def test_good_data_passes(kind):
 def test_rows_that_are_not_finite_are_counted(bad, kind):
     x = X.copy()
     x[1] = bad
-    with pytest.raises(ValueError, match=r"test_features must be finite, .* 1 of 3 row"):
+    with pytest.raises(
+        ValueError, match=r"test_features must be finite, .* 1 of 3 row"
+    ):
         check_labelled("test", kind(x))
 
 

@@ -15,7 +15,6 @@ import pytest
 from jaxml.parallel import initialize
 from jaxml.parallel.multihost import EXIT_CODE, parse_address
 from jaxml.train import restore
-
 from tests.parallel.multihost_program import build
 
 PROGRAM = Path(__file__).with_name("multihost_program.py")

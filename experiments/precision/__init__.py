@@ -1,0 +1,1 @@
+"""Precision: what half the bits cost, and how little they need to."""
