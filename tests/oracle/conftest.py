@@ -1,15 +1,14 @@
-"""Makes torchvision importable where its compiled part does not load."""
+"""Lets torchvision be imported beside a PyTorch that its extension was not built for."""
 
-import pytest
+import contextlib
+import importlib.util
 
-torch = pytest.importorskip("torch")
+if importlib.util.find_spec("torch"):  # without it, every file here skips itself
+    import torch
 
-try:
-    # Two operators that its compiled part would define; nothing here calls them.
-    _library = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        _library.define(
-            _name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-except RuntimeError:  # the compiled part has loaded
-    pass
+    with contextlib.suppress(RuntimeError):  # the extension has loaded
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(
+                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )

@@ -116,7 +116,7 @@ def test_number_and_bytes_of_the_messages(rng, p):
 
     compiled = function.lower(tree).compile().as_text()
     assert len(re.findall(r" collective-permute(?:-start)?\(", compiled)) == len(found)
-    assert "all-reduce(" not in compiled
+    assert p == 1 or "all-reduce(" not in compiled
 
 
 def test_every_dtype_has_its_own_ring(rng):
