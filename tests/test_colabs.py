@@ -16,7 +16,10 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "clear its outputs"
     client = NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}
+        notebook,
+        timeout=600,
+        startup_timeout=300,
+        resources={"metadata": {"path": str(FOLDER)}},
     )
     client.execute()
     shown = [

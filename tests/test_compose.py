@@ -115,7 +115,7 @@ def train(build, batch, devices=1, num_steps=3, optimizer=None):
     return jax.device_get((state, metrics))
 
 
-def assert_same(actual, expected, tolerance=1e-6):
+def assert_same(actual, expected, tolerance=5e-6):
     chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 

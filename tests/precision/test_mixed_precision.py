@@ -205,7 +205,7 @@ def test_simsiam_learns_in_half_precision(rng, name):
     state, metrics = run(method, batch, scale, 60, optimizer)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
     chex.assert_tree_all_finite(state)
-    assert metrics["loss"] < -0.9
+    assert metrics["loss"] < -0.8
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), start.params, state.params)
     assert all(jax.tree.leaves(moved)), moved
 
