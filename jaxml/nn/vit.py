@@ -16,7 +16,7 @@ https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding).
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -166,8 +166,8 @@ class VisionTransformer(nn.Module):
     mlp_ratio: float = 4.0
     num_classes: int | None = None
     class_token: bool = True
-    pool: Literal["class", "mean"] = "class"
-    position: Literal["learned", "sincos"] = "learned"
+    pool: str = "class"
+    position: str = "learned"
     dropout: float = 0.0
     drop_path: float = 0.0
     epsilon: float = 1e-6
