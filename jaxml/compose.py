@@ -208,7 +208,7 @@ def accumulated(
 
 def _own(params: Params, axis_name: str | None) -> Params:
     """The device's own copy, whose gradient stays its own until the end of the step."""
-    if axis_name is None or lax.axis_size(axis_name) == 1 or in_micro_batch():
+    if axis_name is None or in_micro_batch():
         return params
     return jax.tree.map(lambda x: lax.pcast(x, axis_name, to="varying"), params)
 

@@ -112,11 +112,11 @@ def test_number_and_bytes_of_the_messages(rng, p):
     assert all(perm == tuple((i, (i + 1) % p) for i in range(p)) for *_, perm in found)
     sent = sum(size for _, size, _ in found)
     floor = 2 * (p - 1) / p * 4 * n
-    assert floor <= sent < floor + 2 * (p - 1) * 4
+    assert floor <= sent <= floor + 2 * (p - 1) * 4  # less than a number each
 
     compiled = function.lower(tree).compile().as_text()
     assert len(re.findall(r" collective-permute(?:-start)?\(", compiled)) == len(found)
-    assert p == 1 or "all-reduce(" not in compiled
+    assert "all-reduce(" not in compiled
 
 
 def test_every_dtype_has_its_own_ring(rng):
