@@ -202,3 +202,26 @@ def test_gradients_travel_together(batch):
     assert len(reductions) == 1 < len(arrays)
     of_metrics = 2 * 4  # the loss twice: what is minimised, and what is reported
     assert 0 <= sum(reductions) - sum(x.nbytes for x in arrays) <= of_metrics
+
+
+def test_sums_hide_behind_products_on_a_tpu():
+    """Compiled for one that is not there: the next layer is multiplied meanwhile."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    from experiments.bench.data_parallel import (
+        HIDING,
+        Config,
+        collectives,
+        hidden,
+        steps,
+    )
+
+    mesh = data_mesh(topologies.get_topology_desc("v5e:2x4", "tpu").devices)
+    case = steps(Config(width=4096, layers=4, batch_size=4096), mesh)["data_parallel"]
+    options = dict.fromkeys(HIDING, "true")
+    text = case.program.lower(*case.shapes).compile(options).as_text()
+    assert hidden(text) >= 2
+    kinds = [kind for kind, _ in collectives(text)]
+    assert set(kinds) == {"all-reduce"}
+    assert len(kinds) < 2 * 4 + 2
