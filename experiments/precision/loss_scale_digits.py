@@ -4,10 +4,23 @@
 
 One classifier of scikit-learn's 8x8 digits, one seed, one schedule. Its loss is weighed by
 2^-20, as a small term among others or a mean over a million pixels would be, and the
-learning rate by 2^20, so that in exact arithmetic nothing changes. In float16 every
-gradient is then below the smallest number there is. Only float16 without a loss scale fails.
+learning rate by 2^20, so that in exact arithmetic nothing changes. In float16 nine tenths
+of the gradient are then below half the smallest number there is, and what is left is lost
+on its way through the layers. Only float16 without a loss scale fails:
 
-Writes the curves, what float16 makes of the gradients as a picture, and results.json.
+    arithmetic               test accuracy   gradients that vanish   last scale
+    float32                      97.5 %              0.0 %              1
+    float16                       7.3 %            100.0 %              1
+    float16, static scale        97.5 %              0.0 %              2^16
+    float16, dynamic scale       97.5 %              0.0 %              2^22
+    bfloat16                     97.5 %              0.0 %              1
+    pure bfloat16                97.5 %              0.0 %              1
+
+2 CPU cores, 36 s, seed 0. Writes the curves, what float16 makes of the gradients as a
+picture, and results.json. Time and memory of each arithmetic: `experiments.bench.precision`.
+
+Reference: Micikevicius et al., "Mixed Precision Training", ICLR 2018,
+https://arxiv.org/abs/1710.03740 (section 3.2, figure 3).
 """
 
 import json

@@ -149,12 +149,13 @@ def test_only_the_cpu_gets_the_patches():
     assert loops == {"cpu": 1, "cuda": 0, "tpu": 0}
 
 
-def test_bfloat16_sums_in_float32(rng):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_sums_in_float32(rng, dtype):
     x, kernel, _ = random_case(rng, (64, 16, 16, 2, 2, (3, 3), 1, 1, None))
     gradient = jax.grad(lambda k, x: jnp.sum(convolve(x, k).astype(jnp.float32)))
-    narrow = gradient(kernel.astype(jnp.bfloat16), x.astype(jnp.bfloat16))
-    wide = gradient(kernel, x.astype(jnp.bfloat16).astype(np.float32))
-    assert narrow.dtype == jnp.bfloat16
+    narrow = gradient(kernel.astype(dtype), x.astype(dtype))
+    wide = gradient(kernel, x.astype(dtype).astype(np.float32))
+    assert narrow.dtype == dtype
     chex.assert_trees_all_close(narrow.astype(np.float32), wide, rtol=1e-2, atol=0.1)
 
 
