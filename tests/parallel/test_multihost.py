@@ -15,9 +15,9 @@ import pytest
 from jaxml.parallel import initialize
 from jaxml.parallel.multihost import EXIT_CODE, parse_address
 from jaxml.train import restore
-from tests.parallel.multihost_program import build
+from tests.simclr_program import build
 
-PROGRAM = Path(__file__).with_name("multihost_program.py")
+PROGRAM = Path(__file__).parents[1] / "simclr_program.py"
 NUM_STEPS = 30
 
 
