@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxml.export import export
 from jaxml.nn.dense import Dense
@@ -62,7 +63,15 @@ def attend(
     v: Float[Array, "batch tokens heads features"],
 ) -> Float[Array, "batch tokens heads features"]:
     """softmax(q k^T / sqrt(features)) v, of each head."""
-    return jax.nn.dot_product_attention(q, k, v)
+    plain = jax.nn.dot_product_attention
+
+    def wide(*qkv: Array) -> Array:
+        return plain(*(x.astype(jnp.float32) for x in qkv)).astype(q.dtype)
+
+    if q.dtype != jnp.float16:
+        return plain(q, k, v)
+    # Products of float16 with a float32 sum are not to be had on a CPU.
+    return lax.platform_dependent(q, k, v, cpu=wide, default=plain)
 
 
 class Attention(nn.Module):

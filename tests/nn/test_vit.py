@@ -242,12 +242,13 @@ def test_every_parameter_is_used_and_it_traces_once(rng):
     assert all(jax.tree.leaves(used)), used
 
 
-def test_bfloat16_is_close(rng):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_close(rng, dtype):
     images = rng.normal(size=(4, 6, 8, 3)).astype(np.float32)
     variables = tiny().init(jax.random.key(0), images, train=False)
     expected = tiny().apply(variables, images, train=False)
-    actual = tiny(dtype=jnp.bfloat16).apply(variables, images, train=False)
-    assert actual.dtype == jnp.bfloat16
+    actual = tiny(dtype=dtype).apply(variables, images, train=False)
+    assert actual.dtype == dtype
     chex.assert_trees_all_close(
         actual.astype(np.float32), expected, rtol=0.05, atol=0.05
     )
