@@ -31,7 +31,7 @@ float32; memory is XLA's own account of the buffers of a step, without the state
 
 Half precision pays on hardware that has it. This processor converts there and back: it costs
 a tenth to a third here and twice as much in PyTorch, which multiplies in bfloat16 without
-units for it. Stochastic rounding adds a tenth.
+units for it. Stochastic rounding adds 5 to 12 %.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,6 @@ downloaded if JAXML_DOWNLOAD=1. The protocol stands in `experiments/ssl/protocol
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optax
@@ -25,11 +24,11 @@ from jaxml.ssl import SimCLR, simclr
 class Config:
     """SimCLR on Fashion-MNIST."""
 
-    num_steps: int = 600
+    num_steps: int = 1500
     """Optimizer updates."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Images per update, over all devices."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak of AdamW's cosine schedule, which a twentieth of the steps leads up to."""
     weight_decay: float = 1e-4
     """Of AdamW."""
@@ -47,7 +46,7 @@ class Config:
     """Seed of initialisation, data order and augmentation."""
     seeds: int = 1
     """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
+    save_every: int = 500
     """Steps between checkpoints."""
     data_dir: Path | None = None
     """Folder of the original files; by default the one JAXML_DATA_DIR names."""
@@ -64,8 +63,7 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    view = partial(ops.simclr_view, size=28, blur=0, strength=0.5)
-    views = ops.two_views(view)
+    views = ops.two_views(protocol.garment_view)
     backbone = ConvNet(config.widths, axis_name="data")
     model = SimCLR(backbone, config.head, axis_name="data")
     rate = optax.warmup_cosine_decay_schedule(

@@ -8,7 +8,6 @@ negatives. The protocol stands in `experiments/ssl/protocol.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optax
@@ -25,9 +24,9 @@ from jaxml.ssl import SimSiam, constant_predictor_rate, simsiam
 class Config:
     """SimSiam on Fashion-MNIST."""
 
-    num_steps: int = 600
+    num_steps: int = 1500
     """Optimizer updates."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Images per update, over all devices."""
     learning_rate: float = 0.1
     """Of SGD for a batch of 256, scaled linearly; cosine, constant for the predictor."""
@@ -49,7 +48,7 @@ class Config:
     """Seed of initialisation, data order and augmentation."""
     seeds: int = 1
     """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
+    save_every: int = 500
     """Steps between checkpoints."""
     data_dir: Path | None = None
     """Folder of the original files; by default the one JAXML_DATA_DIR names."""
@@ -66,8 +65,7 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    view = partial(ops.simclr_view, size=28, blur=0, strength=0.5)
-    views = ops.two_views(view)
+    views = ops.two_views(protocol.garment_view)
     backbone = ConvNet(config.widths, axis_name="data")
     model = SimSiam(
         backbone,

@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from jaxml.export import export
+from jaxml.nn.activations import gelu
 from jaxml.nn.dense import Dense
 from jaxml.nn.dropout import Dropout
 from jaxml.typing import Array, Float
@@ -114,7 +115,7 @@ class Feedforward(nn.Module):
             param_dtype=self.param_dtype,
         )
         dropout = Dropout(self.dropout, axis_name=self.axis_name)
-        y = nn.gelu(dense(self.hidden, name="dense1")(x), approximate=False)
+        y = gelu(dense(self.hidden, name="dense1")(x))
         y = dense(x.shape[-1], name="dense2")(dropout(y, train=train))
         return dropout(y, train=train)
 
