@@ -72,7 +72,7 @@ def run_one(config: Config) -> protocol.Results:
     """One seed."""
     views = ops.two_views(partial(ops.simsiam_view, size=32, blur=0))
     backbone = (
-        ConvNet((64, 128, 256), axis_name="data")
+        ConvNet((32, 64, 128), axis_name="data")
         if config.encoder == "convnet"
         else resnet18(stem="cifar", axis_name="data")
     )
