@@ -4,6 +4,14 @@
 
 Beside `simclr_digits.py`: the same encoder, views, batch and number of steps, without
 negatives. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured (seed 0, 1,500 steps, JAX 0.10.2, two shared CPU cores, 7 minutes), accuracy on
+the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      98.3    88.7
+    untrained   96.3    88.7
+    trained     98.3    96.6
 """
 
 from collections.abc import Mapping

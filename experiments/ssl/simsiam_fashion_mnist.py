@@ -4,6 +4,17 @@
 
 Beside `simclr_fashion_mnist.py`: the same encoder, views and number of steps, without
 negatives. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured (seed 0, 1,500 steps, which is three epochs; JAX 0.10.2, two shared CPU cores, 16
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   71.5    61.2
+    trained     74.4    60.7
+
+SimSiam needs more epochs than SimCLR. On digits, where 1,500 steps are 266 of them, it is
+eight points ahead of the pixels with ten labels per class (`simsiam_digits.py`).
 """
 
 from collections.abc import Mapping
