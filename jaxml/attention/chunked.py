@@ -281,9 +281,9 @@ def _modifiers(
     if around.seeds is None:
         return sees, None
     heads = around.head * tiles.groups + jnp.arange(tiles.groups)
-    index = rows.index[: tiles.queries]
+    index = rows.number[: tiles.queries]
     factors = jax.vmap(
-        lambda head: kept(spec.dropout_rate, around.seeds, head, index, columns.index)
+        lambda head: kept(spec.dropout_rate, around.seeds, head, index, columns.number)
     )(heads)
     return sees, spread(factors, tiles)
 

@@ -27,14 +27,14 @@ from jaxml.typing import Array, Bool, Float, Int
 class Rows(NamedTuple):
     """Queries of one head: their numbers and, if any, their segments."""
 
-    index: Int[Array, "rows"]
+    number: Int[Array, "rows"]
     segment: Int[Array, "rows"] | None = None
 
 
 class Columns(NamedTuple):
     """Keys of one head: their numbers and, if any, their segments."""
 
-    index: Int[Array, "columns"]
+    number: Int[Array, "columns"]
     segment: Int[Array, "columns"] | None = None
 
 
@@ -54,7 +54,7 @@ def visible(
     mask: Bool[Array, "rows columns"] | None = None,
 ) -> Bool[Array, "rows columns"] | None:
     """Whether each query sees each key; None if all see all."""
-    i, j = rows.index[:, None], columns.index[None, :]
+    i, j = rows.number[:, None], columns.number[None, :]
     position = i + limits.offset
     conditions = [] if mask is None else [mask]
     if spec.left is not None:
@@ -87,12 +87,12 @@ def occupied(
     Args:
         spec: the window.
         limits: of the sample.
-        rows: index and segment of all queries, [tall, rows of a tile].
+        rows: number and segment of all queries, [tall, rows of a tile].
         columns: of all keys, [wide, columns of a tile].
         mask: whether a dense mask leaves anything of the tile, either axis may be one.
     """
-    top, bottom = rows.index[:, :1], rows.index[:, -1:]
-    first, last = columns.index[None, :, 0], columns.index[None, :, -1]
+    top, bottom = rows.number[:, :1], rows.number[:, -1:]
+    first, last = columns.number[None, :, 0], columns.number[None, :, -1]
     result = jnp.ones((top.shape[0], first.shape[1]), bool)
     if mask is not None:
         result &= mask

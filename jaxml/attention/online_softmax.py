@@ -23,7 +23,7 @@ Staats, "Self-attention Does Not Need O(n^2) Memory", 2021,
 https://arxiv.org/abs/2112.05682 (the weighted sum).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -46,7 +46,7 @@ class SoftmaxState(NamedTuple):
     weighted: Float[Array, "*rows dim"]
 
 
-def empty_state(rows: tuple[int, ...], dim: int, dtype: jnp.dtype) -> SoftmaxState:
+def empty_state(rows: tuple[int, ...], dim: int, dtype: Any) -> SoftmaxState:
     """The state that has seen nothing: the identity of `merge`."""
     zeros = jnp.zeros(rows, dtype)
     return SoftmaxState(zeros - jnp.inf, zeros, jnp.zeros((*rows, dim), dtype))

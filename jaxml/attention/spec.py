@@ -10,7 +10,7 @@ become -cap, and hide nothing. Here the cap comes first.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Operands(NamedTuple):
         return self.query.shape[2] // self.key.shape[2]
 
     @property
-    def accumulator(self) -> jnp.dtype:
+    def accumulator(self) -> Any:
         """The dtype of logits, sums and lse."""
         return jnp.promote_types(self.query.dtype, jnp.float32)
 
@@ -196,7 +196,7 @@ def _offset(
 
 
 def _shared(
-    name: str, x: Array | None, shape: tuple[int, ...], dtype: jnp.dtype | None
+    name: str, x: Array | None, shape: tuple[int, ...], dtype: Any
 ) -> Array | None:
     """A bias or mask with four axes, each whole or of one."""
     if x is None:

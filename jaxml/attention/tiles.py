@@ -20,7 +20,7 @@ from jaxml.attention.masks import Columns, Limits, Rows
 from jaxml.attention.spec import Context, Operands
 from jaxml.typing import Array, Float, Int
 
-ROWS = 1024  # of a tile
+ROWS = 512  # of a tile
 ENTRIES = 2**18  # of a tile: a megabyte of logits, which fits into a core's cache
 
 
