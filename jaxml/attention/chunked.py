@@ -208,7 +208,8 @@ def _linear(
 
         def tile(y: tuple[Any, ...]) -> tuple[Array, Array]:
             i, l, q, dq, bias, dbias = y
-            tile_here = here._replace(query=q, bias=bias)
+            wide_bias = None if bias is None else bias.astype(dtype)
+            tile_here = here._replace(query=q, bias=wide_bias)
             tile_moves = moves._replace(query=dq, bias=dbias)
             around_it = _modifiers(spec, tiles, around, i, j)
             compute = _checkpoint(partial(_tile_change, spec, tiles))
