@@ -99,9 +99,7 @@ def _attend_jvp(
 ) -> tuple[Any, Any]:
     operands, context = primals
     results = _attend(spec, tiles, operands, context)
-    changes = Operands(
-        *(None if isinstance(x, SymbolicZero) else x for x in tangents[0])
-    )
+    changes = known_changes(tangents[0])
 
     # Not in a loop: the barrier of `prevent_cse` keeps XLA from holding on to the tiles
     # that the first pass has cut, until the last.
@@ -115,6 +113,11 @@ def _attend_jvp(
 _attend.defjvp(_attend_jvp, symbolic_zeros=True)
 
 
+def known_changes(tangents: Operands) -> Operands:
+    """None for what does not change, so that nothing is computed for it."""
+    return Operands(*(None if isinstance(x, SymbolicZero) else x for x in tangents))
+
+
 def _tangent(
     spec: Spec,
     tiles: Tiles,
@@ -125,7 +128,29 @@ def _tangent(
     lse: Array,
 ) -> tuple[Array, Array]:
     """The change of (out, lse), linear in the changes of the operands."""
-    dtype = operands.accumulator
+    a, b = partial_change(spec, operands, changes, context, lse, tiles)
+    return (a - out.astype(a.dtype) * b[..., None]).astype(out.dtype), b
+
+
+def partial_change(
+    spec: Spec,
+    operands: Operands,
+    changes: Operands,
+    context: Context,
+    lse: Float[Array, "B T N"],
+    tiles: Tiles | None = None,
+) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
+    """(a, b) of the module's docstring: what these keys add to the change of F.
+
+    Args:
+        spec: of the call.
+        operands: with all of the keys or some.
+        changes: of the operands; None where there is none.
+        context: of the call.
+        lse: over all keys.
+        tiles: how to cut.
+    """
+    dtype, tiles = operands.accumulator, tiles or Tiles.of(operands)
     # Sums over tiles, and the transpose's sums too, in the accumulator's precision.
     changes = jax.tree.map(lambda x: x.astype(dtype), changes)
     rows = cut_queries(lse[..., None], tiles)[..., 0]
@@ -136,8 +161,7 @@ def _tangent(
         jnp.where(rows == -jnp.inf, 0, rows),  # a row that sees nothing: exp(-inf) is 0
     )
     a, b = over_heads(partial(_linear, spec, tiles), tiles, operands, parts)
-    a, b = uncut(a, tiles, operands), uncut(b[..., None], tiles, operands)[..., 0]
-    return (a - out.astype(dtype) * b[..., None]).astype(out.dtype), b
+    return uncut(a, tiles, operands), uncut(b[..., None], tiles, operands)[..., 0]
 
 
 # One head of keys and its group of queries, both cut into tiles.

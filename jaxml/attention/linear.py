@@ -193,7 +193,7 @@ def _causal_sums(
     """Sum over j <= i of (q_i . k_j) v_j, or j < i, and the state at the end."""
     batch, length, heads, groups, features = q.shape
     size = min(chunk_size, max(length, 1))
-    missing = -length % size
+    missing = -length % size if length else size
     chunks = (length + missing) // size
 
     def cut(x: Array) -> Array:

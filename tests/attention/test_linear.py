@@ -224,7 +224,7 @@ def test_weights_of_zero_give_zero():
 
 def test_bad_input_is_refused():
     x = jnp.ones((2, 5, 4, 3))
-    with pytest.raises(ValueError, match="one of elu, relu, .* got 'gelu'"):
+    with pytest.raises(ValueError, match=r"one of elu, relu, .* got 'gelu'"):
         linear_attention(x, x, x, feature_map="gelu")
     with pytest.raises(ValueError, match="one length if causal"):
         linear_attention(x[:, :3], x, x, is_causal=True)
