@@ -61,7 +61,8 @@ def efficient_attention(
         index = jnp.arange(key.shape[1])[None, :]
         seen = (index < key_value_seq_lengths[:, None])[..., None, None]
     k = jax.nn.softmax(k, axis=1, where=seen)
-    q = jax.nn.softmax(q, axis=-1).reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
+    shape = (*q.shape[:2], kv_heads, heads // kv_heads, q.shape[-1])
+    q = jax.nn.softmax(q, axis=-1).reshape(shape)
     summaries = jnp.einsum("bskf,bskv->bkfv", k, v)
     out = jnp.einsum("btkgf,bkfv->btkgv", q, summaries)
-    return out.reshape(*query.shape[:3], -1).astype(query.dtype)
+    return out.reshape(*query.shape[:3], value.shape[-1]).astype(query.dtype)

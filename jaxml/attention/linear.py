@@ -105,7 +105,8 @@ def linear_attention(
     if key_value_seq_lengths is not None:
         seen = jnp.arange(k.shape[1])[None, :] < key_value_seq_lengths[:, None]
         k = jnp.where(seen[..., None, None], k, 0)
-    q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    groups = q.shape[2] // k.shape[2]
+    q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1])
     state = _joined(initial_state, q, k, v, segment_ids)
     if segment_ids is None and not is_causal:
         total = state[0] + jnp.einsum("bskf,bskv->bkfv", k, v)
@@ -121,7 +122,7 @@ def linear_attention(
             sums += later[:, ::-1]
         state = after
     out = _ratio(sums) if normalize else sums[..., :-1]
-    out = out.reshape(*query.shape[:3], -1).astype(query.dtype)
+    out = out.reshape(*query.shape[:3], value.shape[-1]).astype(query.dtype)
     result = LinearState(state[0][..., :-1], state[0][..., -1], state[1])
     return (out, result) if return_state else out
 
