@@ -31,7 +31,7 @@ def test_by_name():
         explain(implementation="cudnn", platform="gpu")
     with pytest.raises(ValueError, match="not on cpu"):
         explain(implementation="pallas_tpu", platform="cpu")
-    with pytest.raises(ValueError, match="one of mosaic_gpu, .* got 'xla'"):
+    with pytest.raises(ValueError, match=r"one of mosaic_gpu, .* got 'xla'"):
         explain(implementation="xla")
     with pytest.raises(ValueError, match="has no kernel to interpret"):
         explain(implementation="chunked", interpret=True)

@@ -62,7 +62,7 @@ def test_a_bias_is_cut_as_its_logits_and_shared_where_it_is_one():
     ids=str,
 )
 def test_tiles_divide_and_are_of_a_size(sizes):
-    batch, queries, keys, heads, kv_heads = sizes
+    batch, queries, _, _, kv_heads = sizes
     shape = jax.eval_shape(lambda: operands(*sizes))
     tiles = Tiles.of(shape)
     assert kv_heads % tiles.heads == 0
