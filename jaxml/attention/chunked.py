@@ -170,7 +170,8 @@ def partial_change(
     changes = jax.tree.map(lambda x: x.astype(dtype), changes)
     base = cut_queries(jnp.stack([maximum, total], axis=-1), tiles)
     none = base[..., 1:] == 0  # sees nothing, or is padding: exp(-inf - 0) / 1 is 0
-    base = X
+    nothing = jnp.broadcast_to(jnp.array([0, 1], dtype), base.shape)
+    base = jnp.where(none, nothing, base)
     parts = (
         cut(tiles, operands),
         cut(tiles, changes),
