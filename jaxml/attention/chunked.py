@@ -1,9 +1,9 @@
 """Attention in tiles: memory linear in length, on any device, differentiable to any order.
 
 Tiles of the logits are made, used and forgotten; per row of tiles an online softmax runs
-over the tiles that are not empty. What is kept is the result and its log-sum-exp L.
+over the tiles that are not empty.
 
-The derivative needs one thought. With L held fixed, the pair
+The derivative needs one thought. With L = log sum_j exp(s_j) held fixed, the pair
 
     F = (sum_j exp(s_j - L) v_j,  sum_j exp(s_j - L))
 
@@ -11,9 +11,13 @@ is a sum over tiles, and its derivative dF = (a, b) gives all there is to know:
 
     dL = b,    d out = a - out b.
 
+What is kept is not L but its parts, the maximum m and the sum l of exp(s - m), and the
+weights are exp(s - m) / l: where logits are in the thousands, L itself is rounded by more
+than its derivative can bear.
+
 So the forward derivative is one more pass over the tiles, each the derivative of a plain
 function, and it is linear. Its transpose, which JAX derives, is the backward pass of
-flash attention: tiles are computed again from q, k and L instead of being stored, and
+flash attention: tiles are computed again from q, k, m and l instead of being stored, and
 
     delta = sum(out * d_out) - d_L,   ds = p (d_out v^T - delta),   dq = ds k,  dk = ds^T q
 
@@ -21,7 +25,7 @@ come out of it unwritten. Since the rule is a `custom_jvp` in plain code, forwar
 reverse mode, and both over both work; a `custom_vjp` would have allowed reverse alone.
 
 The trap is what reverse mode stores. Tiles are wrapped in `jax.checkpoint`, so that the
-linear pass keeps q, k and L of a tile and not its weights: without it the memory is
+linear pass keeps q and k of a tile and not its weights: without it the memory is
 quadratic again, and every test of values still passes. `test_chunked.py` looks.
 
 On a CPU the products of one head are plain matrix products of two axes. The logits stand
@@ -44,7 +48,13 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxml.attention.masks import kept, occupied, visible
-from jaxml.attention.online_softmax import SoftmaxState, absorb, empty_state, finish
+from jaxml.attention.online_softmax import (
+    SoftmaxState,
+    absorb,
+    empty_state,
+    log_total,
+    mean,
+)
 from jaxml.attention.spec import Context, Operands, Spec
 from jaxml.attention.tiles import (
     Around,
@@ -72,7 +82,8 @@ def chunked(
     if 0 in (*operands.query.shape[:3], operands.key.shape[1]):
         return _nothing(operands)
     tiles = tiles or Tiles.of(operands)
-    return _attend(spec, tiles, operands, context)
+    out, maximum, total = _attend(spec, tiles, operands, context)
+    return out, log_total(maximum, total)
 
 
 def _nothing(operands: Operands) -> tuple[Array, Array]:
@@ -87,11 +98,14 @@ def _nothing(operands: Operands) -> tuple[Array, Array]:
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attend(
     spec: Spec, tiles: Tiles, operands: Operands, context: Context
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
+    """The output, and the maximum and the total of every row's softmax."""
     parts = (cut(tiles, operands), cut_context(tiles, operands, context))
-    out, lse = over_heads(partial(_forward, spec, tiles), tiles, operands, parts)
-    out, lse = uncut(out, tiles, operands), uncut(lse[..., None], tiles, operands)
-    return out.astype(operands.query.dtype), lse[..., 0]
+    state = over_heads(partial(_forward, spec, tiles), tiles, operands, parts)
+    out = uncut(mean(state), tiles, operands).astype(operands.query.dtype)
+    base = jnp.stack([state.maximum, state.total], axis=-1)
+    base = uncut(base, tiles, operands)
+    return out, base[..., 0], base[..., 1]
 
 
 def _attend_jvp(
@@ -104,8 +118,9 @@ def _attend_jvp(
     # Not in a loop: the barrier of `prevent_cse` keeps XLA from holding on to the tiles
     # that the first pass has cut, until the last.
     @jax.checkpoint
-    def linear(changes: Operands) -> tuple[Array, Array]:
-        return _tangent(spec, tiles, operands, changes, context, *results)
+    def linear(changes: Operands) -> tuple[Array, Array, Array]:
+        parts = partial_change(spec, operands, changes, context, *results[1:], tiles)
+        return change_of_results(results, parts)
 
     return results, linear(changes)
 
@@ -118,18 +133,16 @@ def known_changes(tangents: Operands) -> Operands:
     return Operands(*(None if isinstance(x, SymbolicZero) else x for x in tangents))
 
 
-def _tangent(
-    spec: Spec,
-    tiles: Tiles,
-    operands: Operands,
-    changes: Operands,
-    context: Context,
-    out: Array,
-    lse: Array,
-) -> tuple[Array, Array]:
-    """The change of (out, lse), linear in the changes of the operands."""
-    a, b = partial_change(spec, operands, changes, context, lse, tiles)
-    return (a - out.astype(a.dtype) * b[..., None]).astype(out.dtype), b
+def change_of_results(
+    results: tuple[Array, Array, Array], parts: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+    """The change of (out, maximum, total), from (a, b) of the module's docstring.
+
+    Any maximum gives the same softmax, so it counts as a constant.
+    """
+    (out, maximum, total), (a, b) = results, parts
+    change = a - out.astype(a.dtype) * b[..., None]
+    return change.astype(out.dtype), jnp.zeros_like(maximum), total * b
 
 
 def partial_change(
@@ -137,7 +150,8 @@ def partial_change(
     operands: Operands,
     changes: Operands,
     context: Context,
-    lse: Float[Array, "B T N"],
+    maximum: Float[Array, "B T N"],
+    total: Float[Array, "B T N"],
     tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
     """(a, b) of the module's docstring: what these keys add to the change of F.
@@ -147,18 +161,22 @@ def partial_change(
         operands: with all of the keys or some.
         changes: of the operands; None where there is none.
         context: of the call.
-        lse: over all keys.
+        maximum: of the logits of all keys.
+        total: sum of exp(logit - maximum) over all keys.
         tiles: how to cut.
     """
     dtype, tiles = operands.accumulator, tiles or Tiles.of(operands)
     # Sums over tiles, and the transpose's sums too, in the accumulator's precision.
     changes = jax.tree.map(lambda x: x.astype(dtype), changes)
-    rows = cut_queries(lse[..., None], tiles)[..., 0]
+    base = cut_queries(jnp.stack([maximum, total], axis=-1), tiles)
+    none = base[..., 1:] == 0  # sees nothing, or is padding: exp(-inf - 0) / 1 is 0
+    nothing = jnp.broadcast_to(jnp.array([0, 1], dtype), base.shape)
+    base = jnp.where(none, nothing, base)
     parts = (
         cut(tiles, operands),
         cut(tiles, changes),
         cut_context(tiles, operands, context),
-        jnp.where(rows == -jnp.inf, 0, rows),  # a row that sees nothing: exp(-inf) is 0
+        base,
     )
     a, b = over_heads(partial(_linear, spec, tiles), tiles, operands, parts)
     return uncut(a, tiles, operands), uncut(b[..., None], tiles, operands)[..., 0]
@@ -167,9 +185,7 @@ def partial_change(
 # One head of keys and its group of queries, both cut into tiles.
 
 
-def _forward(
-    spec: Spec, tiles: Tiles, head: Operands, around: Around
-) -> tuple[Array, Array]:
+def _forward(spec: Spec, tiles: Tiles, head: Operands, around: Around) -> SoftmaxState:
     """Row by row of tiles, an online softmax over those that are not empty."""
     dtype = head.accumulator
     tall, wide = head.query.shape[0], head.key.shape[0]
@@ -178,7 +194,7 @@ def _forward(
     empty = empty_state(head.query.shape[1:2], head.value.shape[-1], dtype)
     empty = _varying(empty, (head, around))
 
-    def row(i: Array) -> tuple[Array, Array]:
+    def row(i: Array) -> SoftmaxState:
         q = head.query[i].astype(dtype) * spec.scale
 
         def step(n: Array, state: SoftmaxState) -> SoftmaxState:
@@ -191,8 +207,8 @@ def _forward(
             return absorb(state, _logits(spec, q @ k.T, bias, sees), v, factors)
 
         if wide == 1:
-            return finish(step(jnp.int32(0), empty))
-        return finish(lax.fori_loop(0, count[i], step, empty))
+            return step(jnp.int32(0), empty)
+        return lax.fori_loop(0, count[i], step, empty)
 
     return map_axis(row, tall, 1, jnp.arange(tall))
 
@@ -203,7 +219,7 @@ def _linear(
     head: Operands,
     change: Operands,
     around: Around,
-    lse: Float[Array, "tall rows"],
+    base: Float[Array, "tall rows 2"],
 ) -> tuple[Array, Array]:
     """(a, b) of the module's docstring: the sum over columns of tiles."""
     dtype = head.accumulator
@@ -211,9 +227,9 @@ def _linear(
     table = _table(spec, around) if _has_gaps(spec, around) else None
     empty = (
         jnp.zeros((*head.query.shape[1:2], head.value.shape[-1]), dtype),
-        lse[0] * 0,
+        jnp.zeros_like(base[0, :, 0]),
     )
-    empty = _varying(empty, (head, around, lse))
+    empty = _varying(empty, (head, around, base))
 
     def turn(x: Operands) -> Operands:
         # [H, rows], and the bias by columns of tiles.
@@ -231,20 +247,20 @@ def _linear(
         here = here._replace(key=here.key.astype(dtype), value=here.value.astype(dtype))
 
         def tile(y: tuple[Any, ...]) -> tuple[Array, Array]:
-            i, l, q, dq, bias, dbias = y
+            i, at, q, dq, bias, dbias = y
             wide_bias = None if bias is None else bias.astype(dtype)
             tile_here = here._replace(query=q, bias=wide_bias)
             tile_moves = moves._replace(query=dq, bias=dbias)
             around_it = _modifiers(spec, tiles, around, i, j)
             compute = _checkpoint(partial(_tile_change, spec, tiles))
-            operands = (tile_here, tile_moves, l, *around_it)
+            operands = (tile_here, tile_moves, at, *around_it)
             if table is None:
                 return compute(*operands)
             return lax.cond(table[i, j], compute, lambda *_: empty, *operands)
 
         rows = (
             jnp.arange(tall),
-            lse,
+            base,
             head.query,
             change.query,
             here.bias,
@@ -263,18 +279,19 @@ def _tile_change(
     tiles: Tiles,
     here: Operands,
     moves: Operands,
-    lse: Float[Array, "rows"],
+    base: Float[Array, "rows 2"],
     sees: Array | None,
     factors: Array | None,
 ) -> tuple[Array, Array]:
     """The derivative of one tile's part of F, along `moves`."""
+    maximum, inverse = base[None, :, 0], 1 / base[None, :, 1]
     moved = {name: x for name, x in moves._asdict().items() if x is not None}
 
     def part(**moving: Array) -> tuple[Array, Array]:
         q, k, v, bias = here._replace(**moving)
         turned = None if bias is None else spread(bias, tiles).T
         s = _logits(spec, k @ q, turned, None if sees is None else sees.T)
-        p = jnp.exp(s - lse[None, :])
+        p = jnp.exp(s - maximum) * inverse
         total = jnp.sum(p, axis=0)
         return (p if factors is None else p * factors.T).T @ v, total
 

@@ -92,10 +92,22 @@ def finish(
     state: SoftmaxState,
 ) -> tuple[Float[Array, "*rows dim"], Float[Array, "*rows"]]:
     """The softmax-weighted mean, and the logarithm of the sum of exponentials."""
-    some = state.total > 0
-    total = jnp.where(some, state.total, 1)
-    lse = jnp.where(some, _finite(state.maximum) + jnp.log(total), -jnp.inf)
-    return state.weighted / total[..., None], lse
+    return mean(state), log_total(state.maximum, state.total)
+
+
+def mean(state: SoftmaxState) -> Float[Array, "*rows dim"]:
+    """The softmax-weighted mean of the values; 0 where nothing was seen."""
+    return state.weighted / jnp.where(state.total == 0, 1, state.total)[..., None]
+
+
+def log_total(
+    maximum: Float[Array, "*rows"], total: Float[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """The logarithm of the sum of exponentials; -inf where nothing was seen."""
+    none = total == 0
+    return jnp.where(
+        none, -jnp.inf, _finite(maximum) + jnp.log(jnp.where(none, 1, total))
+    )
 
 
 def finished_state(

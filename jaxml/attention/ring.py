@@ -36,8 +36,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxml.attention.chunked import chunked, known_changes, partial_change
-from jaxml.attention.online_softmax import SoftmaxState, finish, finished_state, merge
+from jaxml.attention.chunked import (
+    change_of_results,
+    chunked,
+    known_changes,
+    partial_change,
+)
+from jaxml.attention.online_softmax import (
+    SoftmaxState,
+    finished_state,
+    log_total,
+    mean,
+    merge,
+)
 from jaxml.attention.spec import Context, Operands, Spec, prepare
 from jaxml.export import export
 from jaxml.typing import Array, Float
@@ -96,7 +107,8 @@ def ring_attention(
         logits_soft_cap=logits_soft_cap,
     )
     plan = _Ring(axis_name, lax.axis_size(axis_name), is_causal, is_zigzag)
-    out, lse = _attend(plan, spec, operands)
+    out, maximum, total = _attend(plan, spec, operands)
+    lse = log_total(maximum, total)
     return (out, lse) if return_lse else out
 
 
@@ -123,7 +135,7 @@ class _Ring(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attend(ring: _Ring, spec: Spec, operands: Operands) -> tuple[Array, Array]:
+def _attend(ring: _Ring, spec: Spec, operands: Operands) -> tuple[Array, Array, Array]:
     me = lax.axis_index(ring.axis_name)
     query, *own, _ = operands
 
@@ -153,22 +165,21 @@ def _attend(ring: _Ring, spec: Spec, operands: Operands) -> tuple[Array, Array]:
         rounds = jnp.arange(1, ring.devices - 1)
         (state, keys), _ = lax.scan(one_round, (state, ring.shift(own, 1)), rounds)
         state = merge(state, attend_to(keys, (me + 1) % ring.devices))
-    out, lse = finish(state)
-    return out.astype(query.dtype), lse
+    return mean(state).astype(query.dtype), state.maximum, state.total
 
 
 def _attend_jvp(
     ring: _Ring, spec: Spec, primals: tuple[Operands], tangents: tuple[Operands]
 ) -> tuple[Any, Any]:
     (operands,) = primals
-    out, lse = _attend(ring, spec, operands)
+    results = _attend(ring, spec, operands)
     changes, me = known_changes(tangents[0]), lax.axis_index(ring.axis_name)
 
     @partial(jax.checkpoint, static_argnums=1)
     def one_round(changes: Operands, step: int) -> tuple[Array, Array]:
         away = lambda x: x._replace(query=None)  # noqa: E731
         keys, moves = ring.shift((away(operands), away(changes)), step)
-        owner, results = (me - step) % ring.devices, []
+        owner, sums = (me - step) % ring.devices, []
 
         def pieces(x: Operands, q: Array | None) -> list[Operands]:
             """By queries, then keys."""
@@ -181,7 +192,7 @@ def _attend_jvp(
         here, moved = pieces(keys, operands.query), pieces(moves, changes.query)
         start = [at for _, at in ring.pieces(operands.query, me)]
         there = [at for _, at in ring.pieces(keys.key, owner)]
-        lses = [x for x, _ in ring.pieces(lse, me)]
+        bases = [[x for x, _ in ring.pieces(r, me)] for r in results[1:]]
         for i, q_at in enumerate(start):
             parts = [
                 partial_change(
@@ -189,16 +200,17 @@ def _attend_jvp(
                     here[j]._replace(query=here[i].query),
                     moved[j]._replace(query=moved[i].query),
                     ring.context(q_at, k_at),
-                    lses[i],
+                    bases[0][i],
+                    bases[1][i],
                 )
                 for j, k_at in enumerate(there)
             ]
-            results.append(jax.tree.map(lambda *x: sum(x), *parts))
-        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *results)
+            sums.append(jax.tree.map(lambda *x: sum(x), *parts))
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *sums)
 
     rounds = [one_round(changes, step) for step in range(ring.devices)]
-    a, b = jax.tree.map(lambda *x: sum(x), *rounds)
-    return (out, lse), ((a - out.astype(a.dtype) * b[..., None]).astype(out.dtype), b)
+    total = jax.tree.map(lambda *x: sum(x), *rounds)
+    return results, change_of_results(results, total)
 
 
 _attend.defjvp(_attend_jvp, symbolic_zeros=True)
