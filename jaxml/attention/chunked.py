@@ -82,7 +82,7 @@ def chunked(
     if 0 in (*operands.query.shape[:3], operands.key.shape[1]):
         return _nothing(operands)
     tiles = tiles or Tiles.of(operands)
-    out, maximum, total = _attend(spec, tiles, operands, context)
+    out, maximum, total = _compiled(spec, tiles, operands, context)
     return out, log_total(maximum, total)
 
 
@@ -126,6 +126,7 @@ def _attend_jvp(
 
 
 _attend.defjvp(_attend_jvp, symbolic_zeros=True)
+_compiled = jax.jit(_attend, static_argnums=(0, 1))  # once, for calls outside of jit
 
 
 def known_changes(tangents: Operands) -> Operands:

@@ -27,7 +27,7 @@ from jaxml.attention.chunked import chunked
 from jaxml.attention.reference import reference
 from jaxml.attention.spec import Context, Operands, SegmentIds, Spec, prepare
 from jaxml.export import export
-from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
+from jaxml.typing import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 Run = Callable[[Spec, Operands, Context], tuple[Array, Array]]
 
@@ -136,7 +136,7 @@ def attention(
     logits_soft_cap: float | None = None,
     sinks: Float[Array, "heads"] | None = None,
     dropout_rate: float = 0.0,
-    dropout_key: PRNGKeyArray | None = None,
+    dropout_key: PRNGKeyArray | Key[Array, "batch"] | None = None,
     deterministic: bool = True,
     return_lse: bool = False,
     implementation: str | None = None,

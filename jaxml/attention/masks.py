@@ -80,7 +80,7 @@ def occupied(
     limits: Limits,
     rows: Rows,
     columns: Columns,
-    mask: Bool[Array, "tall wide"] | None = None,
+    mask: Bool[Array, "_ _"] | None = None,
 ) -> Bool[Array, "tall wide"]:
     """Whether any query of each row of tiles may see any key of each column of tiles.
 

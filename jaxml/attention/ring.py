@@ -8,9 +8,9 @@ the keys on to its neighbour: no device ever holds more than its own part and on
 
 The derivative is that of `chunked`, with L over all keys: every round adds what its keys
 change, and the transpose, which is the backward pass, sends to every device the gradient
-of its keys. A round's keys are fetched again instead of being kept: so the backward pass
-too holds one foreign part at a time, and it, forward mode and higher orders come out of
-one rule.
+of its keys. A round's keys are fetched from their owner again instead of being kept, in
+log2 P leaps: so the backward pass too holds few foreign parts at a time, and it, forward
+mode and higher orders come out of one rule.
 
 A causal mask makes rounds unequal: with contiguous parts the last device sees all keys
 and the first only its own. In `zigzag` order the sequence is cut into 2 P pieces, and
@@ -123,6 +123,14 @@ class _Ring(NamedTuple):
         pairs = [(p, (p + distance) % self.devices) for p in range(self.devices)]
         return lax.ppermute(tree, self.axis_name, pairs)
 
+    def fetch(self, tree: Any, distance: Array) -> Any:
+        """`shift` by a distance that a loop counts: in leaps of 1, 2, 4, ... places."""
+        for bit in range((self.devices - 1).bit_length()):
+            leaps = distance >> bit & 1 == 1
+            moved = self.shift(tree, 1 << bit)
+            tree = jax.tree.map(partial(jnp.where, leaps), moved, tree)
+        return tree
+
     def pieces(self, part: Array, owner: Array) -> list[tuple[Array, Array]]:
         """The runs of consecutive tokens in a device's part, and where each starts."""
         if not self.is_zigzag:
@@ -141,16 +149,16 @@ def _attend(ring: _Ring, spec: Spec, operands: Operands) -> tuple[Array, Array, 
 
     def attend_to(keys: Any, owner: Array) -> SoftmaxState:
         """My queries on the keys of `owner`: pieces on pieces, most of them empty."""
+        # In float32 at least: half precision would be rounded in every round.
+        wide, *keys = (x.astype(operands.accumulator) for x in (query, *keys))
         columns = [ring.pieces(x, owner) for x in keys]
         states = []
-        for q, q_at in ring.pieces(query, me):
+        for q, q_at in ring.pieces(wide, me):
             parts = [
                 chunked(spec, Operands(q, k, v), ring.context(q_at, at))
                 for (k, at), (v, _) in zip(*columns, strict=True)
             ]
-            # Merged in float32 at least: half precision would round in every round.
-            wide = [finished_state(o.astype(lse.dtype), lse) for o, lse in parts]
-            states.append(reduce(merge, wide))
+            states.append(reduce(merge, [finished_state(*part) for part in parts]))
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *states)
 
     def one_round(carry: Any, step: Array) -> tuple[Any, None]:
@@ -175,10 +183,10 @@ def _attend_jvp(
     results = _attend(ring, spec, operands)
     changes, me = known_changes(tangents[0]), lax.axis_index(ring.axis_name)
 
-    @partial(jax.checkpoint, static_argnums=1)
-    def one_round(changes: Operands, step: int) -> tuple[Array, Array]:
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one_round(step: Array) -> tuple[Array, Array]:
         away = lambda x: x._replace(query=None)  # noqa: E731
-        keys, moves = ring.shift((away(operands), away(changes)), step)
+        keys, moves = ring.fetch((away(operands), away(changes)), step)
         owner, sums = (me - step) % ring.devices, []
 
         def pieces(x: Operands, q: Array | None) -> list[Operands]:
@@ -208,8 +216,12 @@ def _attend_jvp(
             sums.append(jax.tree.map(lambda *x: sum(x), *parts))
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *sums)
 
-    rounds = [one_round(changes, step) for step in range(ring.devices)]
-    total = jax.tree.map(lambda *x: sum(x), *rounds)
+    # A loop, so that in the transpose too one round's keys come after the other's.
+    total, _ = lax.scan(
+        lambda total, step: (jax.tree.map(jnp.add, total, one_round(step)), None),
+        one_round(jnp.int32(0)),
+        jnp.arange(1, ring.devices),
+    )
     return results, change_of_results(results, total)
 
 

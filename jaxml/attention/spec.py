@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
+from jaxml.typing import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def prepare(
     local_window_size: int | tuple[int | None, int | None] | None = None,
     logits_soft_cap: float | None = None,
     dropout_rate: float = 0.0,
-    dropout_key: PRNGKeyArray | None = None,
+    dropout_key: PRNGKeyArray | Key[Array, "batch"] | None = None,
 ) -> tuple[Spec, Operands, Context]:
     """Checks the arguments of `attention`; all arrays come back with a batch axis.
 
@@ -243,7 +243,7 @@ def _segments(
     return arrays[0].astype(jnp.int32), arrays[1].astype(jnp.int32)
 
 
-def _seeds(key: PRNGKeyArray, batch: int) -> Array:
+def _seeds(key: PRNGKeyArray | Key[Array, "batch"], batch: int) -> Array:
     """Two words for every sample, of one key or of a key per sample."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)

@@ -70,7 +70,7 @@ def test_defaults_and_words_become_numbers():
     )
     assert (spec.scale, spec.left, spec.right) == (8**-0.5, None, 0)
     assert (operands.groups, context.offset.tolist()) == (2, [2])
-    spec, _, _ = prepare(Q, K, K, local_window_size=3, scale=2)
+    spec, _, _ = prepare(Q, K, K, local_window_size=3, scale=2.0)
     assert (spec.scale, spec.left, spec.right) == (2.0, 3, 3)
     spec, _, _ = prepare(Q, K, K, local_window_size=(1, 4), is_causal=True)
     assert (spec.left, spec.right) == (1, 0)

@@ -85,7 +85,19 @@ def test_maps_share_axes_of_one(rng, at_once):
 
 def test_scans_share_axes_of_one():
     add = lambda total, pair: (total + pair[0] * pair[1], total)
-    total, before = scan_axis(add, 0.0, 3, (jnp.arange(3.0), jnp.array([2.0])))
+    total, before = scan_axis(
+        add, jnp.float32(0), 3, (jnp.arange(3.0), jnp.array([2.0]))
+    )
     assert (float(total), before.tolist()) == (6.0, [0.0, 0.0, 2.0])
-    total, before = scan_axis(add, 1.0, 1, (jnp.array([3.0]), jnp.array([2.0])))
+    total, before = scan_axis(
+        add, jnp.float32(1), 1, (jnp.array([3.0]), jnp.array([2.0]))
+    )
     assert (float(total), before.tolist()) == (7.0, [1.0])
+
+
+def test_maps_leave_out_what_is_not_there():
+    tree = {"x": jnp.arange(4.0), "mask": None, "shared": jnp.array([2.0])}
+    f = lambda t: (t["x"] * t["shared"], t["mask"])
+    for at_once in (1, 2, 4):
+        y, mask = map_axis(f, 4, at_once, tree)
+        assert (y.tolist(), mask) == ([0.0, 2.0, 4.0, 6.0], None)

@@ -15,11 +15,13 @@ from tests.attention.test_ring import AXIS, mesh_of
 
 def on_devices(devices, **options):
     rows = P(None, AXIS)
-    return jax.shard_map(
-        partial(ulysses_attention, axis_name=AXIS, **options),
-        mesh=mesh_of(devices),
-        in_specs=(rows, rows, rows),
-        out_specs=rows,
+    return jax.jit(
+        jax.shard_map(
+            partial(ulysses_attention, axis_name=AXIS, **options),
+            mesh=mesh_of(devices),
+            in_specs=(rows, rows, rows),
+            out_specs=rows,
+        )
     )
 
 
@@ -28,7 +30,7 @@ def make(rng, heads=8, kv_heads=8):
     return [jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32) for shape in shapes]
 
 
-@pytest.mark.parametrize("devices, kv_heads", [(8, 8), (4, 2), (4, 8), (8, 1), (2, 4)])
+@pytest.mark.parametrize("devices, kv_heads", [(8, 8), (4, 2), (4, 1), (2, 4)])
 def test_it_is_attention_with_its_gradients(rng, devices, kv_heads):
     qkv = make(rng, kv_heads=kv_heads)
     options = {

@@ -48,7 +48,7 @@ def test_branches_add_up(x, norm):
     params = variables["params"]
     seen.clear()
     actual = module.apply(variables, x, train=False)
-    dense = lambda p, y: y @ p["kernel"] + p["bias"]
+    dense = lambda p, y: np.asarray(y) @ p["kernel"] + p["bias"][None, None]
     mlp = lambda y: Feedforward(16).apply({"params": params["mlp"]}, y, train=False)
     normed = norm_numpy(x) if norm == "pre" else x
     v = np.split(dense(params["attention"]["qkv"], normed), 3, axis=-1)[2]
