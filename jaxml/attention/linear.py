@@ -22,6 +22,7 @@ Hua et al., "Transformer Quality in Linear Time", ICML 2022,
 https://arxiv.org/abs/2202.10447 (section 3.2, chunks).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -109,8 +110,8 @@ def linear_attention(
     q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1])
     state = _joined(initial_state, q, k, v, segment_ids)
     if segment_ids is None and not is_causal:
-        total = state[0] + jnp.einsum("bskf,bskv->bkfv", k, v)
-        sums, state = jnp.einsum("btkgf,bkfv->btkgv", q, total), (total, None)
+        sums, total = _full_sums(q, k, v, state[0])
+        state = (total, None)
     else:
         causal = partial(_causal_sums, chunk_size=chunk_size)
         sums, after = causal(q, k, v, segment_ids, state)
@@ -162,9 +163,8 @@ def linear_attention_step(
     return out, LinearState(products, normalizer, state.segment)
 
 
-State = tuple[
-    Array, Array | None
-]  # [batch, kv_heads, features, value_dim + 1], segment
+# [batch, kv_heads, features, value_dim + 1], segment
+State = tuple[Array, Array | None]
 
 
 def _joined(
@@ -213,14 +213,42 @@ def _causal_sums(
         before = jnp.concatenate([state[1][:, None], last[:, :-1]], axis=1)
     runs = tuple(x if x is None else x[:, None] for x in (here, last, before))
     head = jax.checkpoint(partial(_head_sums, groups=groups, strictly=strictly))
-    at_once = heads if q.size <= 2**18 else 1
-    by_head = lambda x: map_axis(lambda y: head(*y), heads, at_once, x)  # noqa: E731
-    sums, final = map_axis(by_head, batch, 1, (q, k, v, state[0], *runs))
+    parts = (q, k, v, state[0], *runs)
+    sums, final = _by_head(lambda x: head(*x), batch, heads, parts)
     sums = sums.reshape(batch, heads, chunks, groups, size, -1)
     sums = sums.transpose(0, 2, 4, 1, 3, 5).reshape(
         batch, -1, heads, groups, v.shape[-1]
     )
     return sums[:, :length], (final, None if last is None else last[:, -1])
+
+
+def _full_sums(
+    q: Float[Array, "B T K G F"],
+    k: Float[Array, "B S K F"],
+    v: Float[Array, "B S K V"],
+    state: Float[Array, "B K F V"],
+) -> tuple[Float[Array, "B T K G V"], Float[Array, "B K F V"]]:
+    """Sum over all j of (q_i . k_j) v_j, and the state."""
+    batch, length, heads, groups, features = q.shape
+    q = q.transpose(0, 2, 1, 3, 4).reshape(batch, heads, -1, features)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    def head(x: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, state = x
+        state = state + k.T @ v
+        return q @ state, state
+
+    sums, state = _by_head(head, batch, heads, (q, k, v, state))
+    sums = sums.reshape(batch, heads, length, groups, -1)
+    return sums.transpose(0, 2, 1, 3, 4), state
+
+
+def _by_head(
+    f: Callable[[Any], Any], batch: int, heads: int, parts: tuple[Any, ...]
+) -> Any:
+    """Maps f over batch and heads; all heads at once where they are small."""
+    at_once = heads if parts[0].size <= 2**18 else 1
+    return map_axis(lambda x: map_axis(f, heads, at_once, x), batch, 1, parts)
 
 
 def _head_sums(
