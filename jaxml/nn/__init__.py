@@ -5,6 +5,7 @@
 | `Mlp` | projection and prediction heads |
 | `ConvNet` | a small encoder for small pictures |
 | `ResNet`, `resnet18` ... `resnet152` | residual networks, with their pyramid of stages |
+| `MultiHeadAttention`, `Feedforward`, `TransformerBlock` | with any attention function |
 | `VisionTransformer`, `vit_tiny` ... `vit_huge` | transformers over patches |
 | `BatchNorm` | batch norm of the global batch, in groups if asked |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
@@ -12,6 +13,7 @@
 | `init_module`, `apply_module` | a linen module as pure functions |
 """
 
+from jaxml.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jaxml.nn.conv import Conv as Conv
 from jaxml.nn.conv import convolve as convolve
 from jaxml.nn.convnet import ConvNet as ConvNet
@@ -27,6 +29,8 @@ from jaxml.nn.resnet import resnet34 as resnet34
 from jaxml.nn.resnet import resnet50 as resnet50
 from jaxml.nn.resnet import resnet101 as resnet101
 from jaxml.nn.resnet import resnet152 as resnet152
+from jaxml.nn.transformer import Feedforward as Feedforward
+from jaxml.nn.transformer import TransformerBlock as TransformerBlock
 from jaxml.nn.vit import VisionTransformer as VisionTransformer
 from jaxml.nn.vit import sincos_positions as sincos_positions
 from jaxml.nn.vit import vit_base as vit_base

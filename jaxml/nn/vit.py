@@ -4,7 +4,7 @@
     z'  = z  + attention(norm(z)),    z <- z' + mlp(norm(z'))
 
 and a norm at the end. The class token is optional; without it the features are the mean
-of the patches. Attention goes through `attend` alone, one place to put a faster kernel.
+of the patches. `attention=` takes another attention function.
 
 The trap: a pre-norm transformer's last stream is not normalised. Features are read after
 the final norm, by the class token and by the mean alike.
@@ -15,19 +15,18 @@ Touvron et al., https://arxiv.org/abs/2012.12877, and Chen et al. (MoCo v3),
 https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding).
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxml.attention import attention
 from jaxml.export import export
-from jaxml.nn.activations import gelu
 from jaxml.nn.dense import Dense
 from jaxml.nn.dropout import Dropout
+from jaxml.nn.transformer import TransformerBlock
 from jaxml.typing import Array, Float
 
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -58,93 +57,6 @@ def sincos_positions(
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def attend(
-    q: Float[Array, "batch tokens heads features"],
-    k: Float[Array, "batch tokens heads features"],
-    v: Float[Array, "batch tokens heads features"],
-) -> Float[Array, "batch tokens heads features"]:
-    """softmax(q k^T / sqrt(features)) v, of each head."""
-    plain = jax.nn.dot_product_attention
-
-    def wide(*qkv: Array) -> Array:
-        return plain(*(x.astype(jnp.float32) for x in qkv)).astype(q.dtype)
-
-    if q.dtype != jnp.float16:
-        return plain(q, k, v)
-    # Products of float16 with a float32 sum are not to be had on a CPU.
-    return lax.platform_dependent(q, k, v, cpu=wide, default=plain)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; one matrix makes q, k and v, in this order."""
-
-    heads: int
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool) -> Tokens:
-        width = x.shape[-1]
-        dense = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
-        # Xavier of three square matrices, not of one wide one.
-        square = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-        qkv = dense(3 * width, kernel_init=square, name="qkv")(x)
-        qkv = qkv.reshape(*x.shape[:2], 3, self.heads, width // self.heads)
-        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
-        y = dense(width, kernel_init=xavier_uniform, name="out")(y)
-        return Dropout(self.dropout, axis_name=self.axis_name)(y, train=train)
-
-
-class Feedforward(nn.Module):
-    """Two dense layers with an exact GELU between them."""
-
-    hidden: int
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool) -> Tokens:
-        dense = partial(
-            Dense,
-            kernel_init=xavier_uniform,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        dropout = Dropout(self.dropout, axis_name=self.axis_name)
-        y = gelu(dense(self.hidden, name="dense1")(x))
-        y = dense(x.shape[-1], name="dense2")(dropout(y, train=train))
-        return dropout(y, train=train)
-
-
-class Block(nn.Module):
-    """Attention and feedforward, each normalised before and added after."""
-
-    heads: int
-    hidden: int
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    epsilon: float = 1e-6
-    axis_name: str | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool) -> Tokens:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        noise = {"dropout": self.dropout, "axis_name": self.axis_name}
-        path = Dropout(self.drop_path, per_sample=True, axis_name=self.axis_name)
-        y = nn.LayerNorm(self.epsilon, name="norm1", **kinds)(x)
-        y = Attention(self.heads, name="attention", **noise, **kinds)(y, train=train)
-        x = x + path(y, train=train)
-        y = nn.LayerNorm(self.epsilon, name="norm2", **kinds)(x)
-        y = Feedforward(self.hidden, name="mlp", **noise, **kinds)(y, train=train)
-        return x + path(y, train=train)
-
-
 @export("nn.VisionTransformer", since="0.1")
 class VisionTransformer(nn.Module):
     """A vision transformer as a backbone, a sequence of tokens, or a classifier.
@@ -155,6 +67,7 @@ class VisionTransformer(nn.Module):
         width: of the residual stream.
         depth: number of blocks.
         heads: of attention; they divide the width.
+        attention: a function (q, k, v), see `nn.MultiHeadAttention`.
         mlp_ratio: hidden width of the feedforward layers, in widths.
         num_classes: size of a linear head; None returns features.
         class_token: put a learned token before the patches.
@@ -184,6 +97,7 @@ class VisionTransformer(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    attention: Callable[..., Array] = attention
 
     def setup(self) -> None:
         self._check()
@@ -201,13 +115,14 @@ class VisionTransformer(nn.Module):
             self.positions = np.pad(grid, ((int(self.class_token), 0), (0, 0)))
         self.embed_dropout = Dropout(self.dropout, axis_name=self.axis_name)
         self.blocks = [
-            Block(
+            TransformerBlock(
                 self.heads,
                 int(self.mlp_ratio * self.width),
-                self.dropout,
-                self.drop_path * i / max(self.depth - 1, 1),
-                self.epsilon,
-                self.axis_name,
+                self.attention,
+                dropout=self.dropout,
+                drop_path=self.drop_path * i / max(self.depth - 1, 1),
+                epsilon=self.epsilon,
+                axis_name=self.axis_name,
                 **kinds,
             )
             for i in range(self.depth)
