@@ -3,6 +3,7 @@
 | name | what |
 |---|---|
 | `attention` | softmax attention, a superset of `jax.nn.dot_product_attention` |
+| `attention_weights` | its weights, to be looked at |
 | `explain`, `Plan` | which backend runs, and why |
 | `online_softmax` | the softmax-weighted mean in one pass |
 | `decode_attention`, `KVCache` | new tokens against the keys of all before them |
@@ -16,6 +17,7 @@ from jaxml.attention.decode import KVCache as KVCache
 from jaxml.attention.decode import decode_attention as decode_attention
 from jaxml.attention.dispatch import Plan as Plan
 from jaxml.attention.dispatch import attention as attention
+from jaxml.attention.dispatch import attention_weights as attention_weights
 from jaxml.attention.dispatch import explain as explain
 from jaxml.attention.efficient import efficient_attention as efficient_attention
 from jaxml.attention.linear import LinearState as LinearState

@@ -219,6 +219,34 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+@export("attention.attention_weights", since="0.1")
+def attention_weights(
+    query: Float[Array, "*batch queries heads dim"],
+    key: Float[Array, "*batch keys kv_heads dim"],
+    bias: Float[Array, "..."] | None = None,
+    mask: Bool[Array, "..."] | None = None,
+    **options: Any,
+) -> Float[Array, "*batch heads queries keys"]:
+    """The weights themselves, to be looked at: quadratic in length, by nature.
+
+    Args:
+        query: as for `attention`.
+        key: as for `attention`.
+        bias: as for `attention`.
+        mask: as for `attention`.
+        options: more of `attention`, which gives them as the mean of unit vectors.
+
+    >>> attention_weights(jnp.ones((1, 2, 1, 4)), jnp.ones((1, 4, 1, 4))).tolist()
+    [[[[0.25, 0.25, 0.25, 0.25], [0.25, 0.25, 0.25, 0.25]]]]
+    """
+    keys = key.shape[-3]
+    units = jnp.broadcast_to(
+        jnp.eye(keys, dtype=key.dtype)[:, None], (*key.shape[:-1], keys)
+    )
+    weights = attention(query, key, units, bias, mask, **options)
+    return jnp.moveaxis(weights, -2, -3)
+
+
 def _with_sinks(
     out: Float[Array, "B T N V"], lse: Float[Array, "B T N"], sinks: Float[Array, "N"]
 ) -> tuple[Array, Array]:

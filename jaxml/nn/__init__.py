@@ -7,6 +7,8 @@
 | `ResNet`, `resnet18` ... `resnet152` | residual networks, with their pyramid of stages |
 | `MultiHeadAttention`, `Feedforward`, `TransformerBlock` | with any attention function |
 | `VisionTransformer`, `vit_tiny` ... `vit_huge` | transformers over patches |
+| `attention_maps`, `stack_blocks`, `unstack_blocks` | what its blocks look at; for `scan` |
+| `sincos_positions`, `resize_positions` | where a patch lies, on any grid |
 | `BatchNorm` | batch norm of the global batch, in groups if asked |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
 | `Dropout` | per entry or per sample, the same on any number of devices |
@@ -23,6 +25,8 @@ from jaxml.nn.functional import apply_module as apply_module
 from jaxml.nn.functional import init_module as init_module
 from jaxml.nn.mlp import Mlp as Mlp
 from jaxml.nn.norm import BatchNorm as BatchNorm
+from jaxml.nn.positions import resize_positions as resize_positions
+from jaxml.nn.positions import sincos_positions as sincos_positions
 from jaxml.nn.resnet import ResNet as ResNet
 from jaxml.nn.resnet import resnet18 as resnet18
 from jaxml.nn.resnet import resnet34 as resnet34
@@ -32,7 +36,9 @@ from jaxml.nn.resnet import resnet152 as resnet152
 from jaxml.nn.transformer import Feedforward as Feedforward
 from jaxml.nn.transformer import TransformerBlock as TransformerBlock
 from jaxml.nn.vit import VisionTransformer as VisionTransformer
-from jaxml.nn.vit import sincos_positions as sincos_positions
+from jaxml.nn.vit import attention_maps as attention_maps
+from jaxml.nn.vit import stack_blocks as stack_blocks
+from jaxml.nn.vit import unstack_blocks as unstack_blocks
 from jaxml.nn.vit import vit_base as vit_base
 from jaxml.nn.vit import vit_huge as vit_huge
 from jaxml.nn.vit import vit_large as vit_large

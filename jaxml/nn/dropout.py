@@ -41,9 +41,18 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *rest"], *, train: bool
+        self,
+        x: Float[Array, "batch *rest"],
+        *,
+        train: bool,
+        share: Float[Array, ""] | float = 1.0,
     ) -> Float[Array, "batch *rest"]:
         """Returns `x` with noise, or `x` itself in evaluation.
+
+        Args:
+            x: of this device.
+            train: whether there is noise.
+            share: of the rate, in [0, 1]; it may be traced.
 
         Raises:
             ValueError: if the rate lies outside [0, 1).
@@ -52,7 +61,8 @@ class Dropout(nn.Module):
             raise ValueError(f"the dropout rate must lie in [0, 1), got {self.rate}")
         if not train or self.rate == 0 or self.is_initializing():
             return x
+        rate = self.rate * share
         keys = sample_keys(self.make_rng("dropout"), len(x), self.axis_name)
         shape = (1,) * (x.ndim - 1) if self.per_sample else x.shape[1:]
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, shape))(keys)
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape))(keys)
+        return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))

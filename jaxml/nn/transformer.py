@@ -3,7 +3,8 @@
     pre:   x <- x + attention(norm(x)),    x <- x + mlp(norm(x))
     post:  x <- norm(x + attention(x)),    x <- norm(x + mlp(x))
 
-Post-norm is the original. Pre-norm leaves the stream itself untouched, so that gradients
+and, with layer scale, gamma * (attention or mlp) in the place of either, one small factor
+per channel. Post-norm is the original. Pre-norm leaves the stream itself untouched, so that gradients
 pass from the last layer to the first; it trains without warm-up.
 
 The trap is the end of a pre-norm stack: its stream is not normalised, and wants a last
@@ -12,7 +13,8 @@ norm of its own before anything reads it.
 Reference: Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
 https://arxiv.org/abs/1706.03762 (post, section 3.1); Xiong et al., "On Layer
 Normalization in the Transformer Architecture", ICML 2020,
-https://arxiv.org/abs/2002.04745 (pre, table 1).
+https://arxiv.org/abs/2002.04745 (pre, table 1); Touvron et al., "Going Deeper with Image
+Transformers", ICCV 2021, https://arxiv.org/abs/2103.17239 (layer scale, equation 4).
 """
 
 from collections.abc import Callable
@@ -77,6 +79,7 @@ class TransformerBlock(nn.Module):
         kv_heads: heads of keys and values; None, as many as of queries.
         dropout: rate after every dense layer but those of q, k and v.
         drop_path: rate of stochastic depth of either branch.
+        layer_scale: where the factors of the branches start; None has none.
         epsilon: of the layer norms.
         axis_name: mesh axis the batch is split over; only dropout looks at it.
         dtype: of computation; None takes the widest of input and parameters.
@@ -90,14 +93,28 @@ class TransformerBlock(nn.Module):
     kv_heads: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
+    layer_scale: float | None = None
     epsilon: float = 1e-6
     axis_name: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool, **options: Any) -> Tokens:
-        """Returns the tokens after the block; `options` go to the attention function.
+    def __call__(
+        self,
+        x: Tokens,
+        *,
+        train: bool,
+        share: Float[Array, ""] | float = 1.0,
+        **options: Any,
+    ) -> Tokens:
+        """Returns the tokens after the block.
+
+        Args:
+            x: the tokens before.
+            train: whether there is dropout.
+            share: of the rate of stochastic depth, in [0, 1]; it may be traced.
+            options: go to the attention function.
 
         Raises:
             ValueError: if `norm` is neither "pre" nor "post".
@@ -119,10 +136,16 @@ class TransformerBlock(nn.Module):
             **options,
         )
         mlp = Feedforward(self.hidden, name="mlp", **noise, **kinds)
-        for branch, name in ((attend, "norm1"), (mlp, "norm2")):
-            norm = nn.LayerNorm(self.epsilon, name=name, **kinds)
-            if self.norm == "pre":
-                x = x + path(branch(norm(x), train=train), train=train)
-            else:
-                x = norm(x + path(branch(x, train=train), train=train))
+        for branch, number in ((attend, 1), (mlp, 2)):
+            norm = nn.LayerNorm(self.epsilon, name=f"norm{number}", **kinds)
+            y = branch(norm(x) if self.norm == "pre" else x, train=train)
+            y = path(self._scaled(y, f"scale{number}"), train=train, share=share)
+            x = x + y if self.norm == "pre" else norm(x + y)
         return x
+
+    def _scaled(self, y: Tokens, name: str) -> Tokens:
+        if self.layer_scale is None:
+            return y
+        start = nn.initializers.constant(self.layer_scale)
+        scale = self.param(name, start, y.shape[-1:], self.param_dtype)
+        return y * scale.astype(y.dtype)[None, None]

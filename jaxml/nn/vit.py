@@ -6,6 +6,13 @@
 and a norm at the end. The class token is optional; without it the features are the mean
 of the patches. `attention=` takes another attention function.
 
+The positions belong to one grid of patches. With `any_size` they are resampled to the
+grid of the images at hand (bicubic, antialiased), for crops of several sizes or for
+fine-tuning at another resolution.
+
+`scan` compiles one block instead of all, with their parameters stacked, and `remat` keeps
+only what goes in and out of a block for the backward pass.
+
 The trap: a pre-norm transformer's last stream is not normalised. Features are read after
 the final norm, by the class token and by the mean alike.
 
@@ -16,45 +23,26 @@ https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxml.attention import attention
+from jaxml.attention import attention, attention_weights
 from jaxml.export import export
+from jaxml.method import Params
 from jaxml.nn.dense import Dense
 from jaxml.nn.dropout import Dropout
+from jaxml.nn.positions import resize_positions, sincos_positions
 from jaxml.nn.transformer import TransformerBlock
 from jaxml.typing import Array, Float
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
 Tokens = Float[Array, "batch tokens dim"]
-
-
-@export("nn.sincos_positions", since="0.1")
-def sincos_positions(
-    height: int, width: int, features: int, *, temperature: float = 10000.0
-) -> Float[np.ndarray, "tokens features"]:
-    """Fixed embedding of a grid's positions, row by row, float32 in [-1, 1].
-
-    With f = features / 4 frequencies w_i = temperature^(-i / f), position (y, x) becomes
-    [sin(x w), cos(x w), sin(y w), cos(y w)].
-
-    Raises:
-        ValueError: if `features` is not a multiple of four.
-
-    >>> sincos_positions(2, 2, 4)[0].tolist()
-    [0.0, 1.0, 0.0, 1.0]
-    """
-    if features % 4:
-        raise ValueError(f"features must be a multiple of four, got {features}")
-    frequencies = temperature ** (-np.arange(features // 4) / (features // 4))
-    y, x = np.mgrid[:height, :width].reshape(2, -1, 1) * frequencies
-    parts = [np.sin(x), np.cos(x), np.sin(y), np.cos(y)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 @export("nn.VisionTransformer", since="0.1")
@@ -75,6 +63,10 @@ class VisionTransformer(nn.Module):
         position: "learned", or the fixed "sincos" (zero at the class token).
         dropout: rate after the embedding and after every dense layer of a block.
         drop_path: rate of stochastic depth at the last block, growing linearly from 0.
+        layer_scale: where the factors of a block's branches start; None has none.
+        any_size: take images of any whole number of patches, and resample positions.
+        remat: compute blocks again in the backward pass instead of keeping all of them.
+        scan: loop over the blocks; their parameters are stacked, see `stack_blocks`.
         epsilon: of the layer norms.
         axis_name: mesh axis the batch is split over; only dropout looks at it.
         dtype: of computation; None takes the widest of input and parameters.
@@ -98,6 +90,10 @@ class VisionTransformer(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     attention: Callable[..., Array] = attention
+    layer_scale: float | None = None
+    any_size: bool = False
+    remat: bool = False
+    scan: bool = False
 
     def setup(self) -> None:
         self._check()
@@ -114,19 +110,19 @@ class VisionTransformer(nn.Module):
             grid = sincos_positions(rows, columns, self.width)
             self.positions = np.pad(grid, ((int(self.class_token), 0), (0, 0)))
         self.embed_dropout = Dropout(self.dropout, axis_name=self.axis_name)
-        self.blocks = [
-            TransformerBlock(
-                self.heads,
-                int(self.mlp_ratio * self.width),
-                self.attention,
-                dropout=self.dropout,
-                drop_path=self.drop_path * i / max(self.depth - 1, 1),
-                epsilon=self.epsilon,
-                axis_name=self.axis_name,
-                **kinds,
-            )
-            for i in range(self.depth)
-        ]
+        block = partial(
+            TransformerBlock,
+            self.heads,
+            int(self.mlp_ratio * self.width),
+            self.attention,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            layer_scale=self.layer_scale,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            **kinds,
+        )
+        self.blocks = block() if self.scan else [block() for _ in range(self.depth)]
         self.norm = nn.LayerNorm(self.epsilon, **kinds)
         if self.num_classes is not None:
             self.head = Dense(self.num_classes, **kinds)
@@ -137,7 +133,8 @@ class VisionTransformer(nn.Module):
         """Returns the pooled features [batch, width], or the head's logits of them.
 
         Raises:
-            ValueError: if the images are not of `image_size`.
+            ValueError: if the images are not of `image_size`, or with `any_size` not
+                whole patches.
         """
         tokens = self.tokens(images, train=train)
         if self.pool == "class":
@@ -154,11 +151,30 @@ class VisionTransformer(nn.Module):
         if self.class_token:
             first = jnp.broadcast_to(self.first, (len(x), 1, self.width))
             x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
-        x += jnp.asarray(self.positions, x.dtype)[None]
+        positions, grid = jnp.asarray(self.positions), self._grid_of(images)
+        if grid != self._grid:
+            positions = resize_positions(positions, self._grid, grid)
+        x += positions.astype(x.dtype)[None]
         x = self.embed_dropout(x, train=train)
-        for block in self.blocks:
-            x = block(x, train=train)
-        return self.norm(x)
+        return self.norm(self._through_blocks(x, train))
+
+    def _through_blocks(self, x: Tokens, train: bool) -> Tokens:
+        shares = jnp.linspace(
+            0, 1, self.depth, dtype=jnp.float32
+        )  # of stochastic depth
+
+        def through(block: nn.Module, x: Tokens, share: Array) -> tuple[Tokens, None]:
+            return block(x, train=train, share=share), None
+
+        if self.remat:
+            through = nn.remat(through, prevent_cse=not self.scan)
+        if self.scan:
+            kinds = {"params": True, "dropout": True}
+            loop = nn.scan(through, {"params": 0}, split_rngs=kinds, length=self.depth)
+            return loop(self.blocks, x, shares)[0]
+        for block, share in zip(self.blocks, shares, strict=True):
+            x, _ = through(block, x, share)
+        return x
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -166,15 +182,23 @@ class VisionTransformer(nn.Module):
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size
 
-    def _patches(self, images: Array) -> Float[Array, "batch patches pixels"]:
-        """Flat patches, row by row: a matrix product stands for the convolution."""
-        rows, columns = self._grid
-        side, channels = self.patch_size, images.shape[-1]
-        if images.shape[1:3] != (rows * side, columns * side):
+    def _grid_of(self, images: Array) -> tuple[int, int]:
+        """Rows and columns of patches, which must be whole."""
+        side, (height, width) = self.patch_size, images.shape[1:3]
+        rows, columns = grid = (height // side, width // side)
+        if not self.any_size and grid != self._grid:
+            rows, columns = self._grid
+        if (height, width) != (rows * side, columns * side) or 0 in grid:
             raise ValueError(
                 f"images must be {rows * side} x {columns * side} pixels "
                 f"({rows} x {columns} patches of {side}), got {images.shape}"
             )
+        return grid
+
+    def _patches(self, images: Array) -> Float[Array, "batch patches pixels"]:
+        """Flat patches, row by row: a matrix product stands for the convolution."""
+        rows, columns = self._grid_of(images)
+        side, channels = self.patch_size, images.shape[-1]
         x = images.reshape(-1, rows, side, columns, side, channels)
         return x.swapaxes(2, 3).reshape(-1, rows * columns, side * side * channels)
 
@@ -196,6 +220,58 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"position must be learned or sincos, got {self.position!r}"
             )
+
+
+@export("nn.stack_blocks", since="0.1")
+def stack_blocks(params: Params) -> Params:
+    """Parameters of a `VisionTransformer` as they are with `scan`: blocks stacked."""
+    names = sorted(
+        (name for name in params if name.startswith("blocks_")),
+        key=lambda name: int(name.removeprefix("blocks_")),
+    )
+    if not names:
+        raise ValueError(f"params must have blocks_0, ..., got {', '.join(params)}")
+    blocks = [params[name] for name in names]
+    others = {name: x for name, x in params.items() if name not in names}
+    return {**others, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+
+
+@export("nn.unstack_blocks", since="0.1")
+def unstack_blocks(params: Params) -> Params:
+    """The inverse of `stack_blocks`: one entry per block."""
+    if "blocks" not in params:
+        raise ValueError(f"params must have blocks, got {', '.join(params)}")
+    others = {name: x for name, x in params.items() if name != "blocks"}
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+    blocks = {
+        f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"])
+        for i in range(depth)
+    }
+    return others | blocks
+
+
+@export("nn.attention_maps", since="0.1")
+def attention_maps(
+    model: VisionTransformer,
+    params: Params,
+    images: Float[Array, "batch height width channels"],
+) -> Float[Array, "depth batch heads tokens tokens"]:
+    """Who looks at whom in every block: the weights of its softmax attention.
+
+    Row `[:, :, :, 0, 1:]` of a model with a class token is what DINO's pictures show.
+    """
+    maps: list[Array] = []
+    attend = model.attention
+
+    def watched(q: Array, k: Array, v: Array, **options: Any) -> Array:
+        maps.append(attention_weights(q, k, **options))
+        return attend(q, k, v, **options)
+
+    if model.scan:
+        params = unstack_blocks(params)
+    model = model.clone(attention=watched, scan=False, remat=False)
+    model.apply({"params": params}, images, train=False)
+    return jnp.stack(maps)
 
 
 @export("nn.vit_tiny", since="0.1")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxml.attention import attention, explain
+from jaxml.attention import attention, attention_weights, explain
 from jaxml.attention.dispatch import BACKENDS
 
 
@@ -116,3 +116,15 @@ def test_no_retracing_for_new_numbers(rng):
     for _ in range(2):
         q = np.float32(rng.normal(size=(1, 4, 2, 4)))
         run(q, q, q, is_causal=True)
+
+
+def test_weights_are_those_of_the_output(rng):
+    q, k, v = (np.float32(rng.normal(size=(2, 5, heads, 8))) for heads in (4, 2, 2))
+    options = {"is_causal": True, "key_value_seq_lengths": jnp.array([5, 0])}
+    weights = attention_weights(q, k, **options)
+    chex.assert_shape(weights, (2, 4, 5, 5))
+    out = jnp.einsum("bnts,bsnv->btnv", weights, jnp.repeat(v, 2, axis=2))
+    expected = attention(q, k, v, **options)
+    chex.assert_trees_all_close(out, expected, rtol=1e-5, atol=1e-6)
+    assert not weights[1].any()
+    chex.assert_trees_all_equal(weights[0], jnp.tril(weights[0]))

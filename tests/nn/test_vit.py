@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxml.nn.positions import resize_positions, sincos_positions
 from jaxml.nn.vit import (
     VisionTransformer,
-    sincos_positions,
+    attention_maps,
+    stack_blocks,
+    unstack_blocks,
     vit_base,
     vit_huge,
     vit_large,
@@ -181,8 +184,15 @@ def test_stochastic_depth_grows_linearly_and_drops_whole_branches(rng):
     images = rng.normal(size=(1, 6, 8, 3)).astype(np.float32)
     module = tiny(depth=3, drop_path=0.4)
     variables = random_variables(rng, module, images)
-    rates = [block.drop_path for block in module.bind(variables).blocks]
-    assert rates == [0.0, 0.2, 0.4]
+    many = images.repeat(2000, 0)
+    y = module.apply(variables, many, train=True, rngs={"dropout": jax.random.key(0)})
+    whole = module.apply(variables, images, train=False)
+    # Untouched where no branch is dropped: twice of 0.8 and twice of 0.6. What stays is
+    # scaled up, so compare those with most in common.
+    _, counts = np.unique(np.round(np.asarray(y[:, 0]), 3), return_counts=True)
+    assert abs(counts.max() / 2000 - 0.8**2 * 0.6**2) < 0.03
+    assert len(counts) == 2**4
+    assert np.isfinite(whole).all()
 
     module = tiny(drop_path=0.5)  # the first of two blocks is safe
     y = module.apply(
@@ -273,3 +283,147 @@ def test_rejects_what_it_cannot_build(options, message):
 def test_sincos_rejects_odd_widths():
     with pytest.raises(ValueError, match="multiple of four"):
         sincos_positions(2, 2, 6)
+
+
+@pytest.mark.parametrize("names", ["scan", "remat", "scan remat"])
+def test_scan_and_remat_change_nothing(rng, names):
+    options = dict.fromkeys(names.split(), True)
+    images = np.float32(rng.normal(size=(2, 6, 8, 3)))
+    plain, other = tiny(layer_scale=0.5), tiny(layer_scale=0.5, **options)
+    params = random_variables(rng, plain, images)["params"]
+    ours = stack_blocks(params) if other.scan else params
+    shapes = jax.eval_shape(
+        lambda: other.init(jax.random.key(0), images, train=False)["params"]
+    )
+    chex.assert_trees_all_equal_shapes(shapes, ours)
+
+    def gradient(module):
+        run = lambda p: jnp.sum(
+            jnp.sin(module.apply({"params": p}, images, train=True))
+        )
+        return jax.jit(jax.value_and_grad(run))
+
+    actual, grads = gradient(other)(ours)
+    expected, wanted = gradient(plain)(params)
+    grads = unstack_blocks(grads) if other.scan else grads
+    chex.assert_trees_all_close(
+        (actual, grads), (expected, wanted), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_scan_draws_other_noise_in_every_block(rng):
+    images = np.float32(rng.normal(size=(1, 6, 8, 3))).repeat(2000, 0)
+    module = tiny(depth=3, drop_path=0.4, scan=True)
+    variables = random_variables(rng, module, images[:1])
+    y = module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)})
+    _, counts = np.unique(np.round(np.asarray(y[:, 0]), 3), return_counts=True)
+    assert len(counts) == 2**4
+    assert abs(counts.max() / 2000 - 0.8**2 * 0.6**2) < 0.03
+
+
+def test_scan_compiles_one_block(rng):
+    images = jnp.ones((1, 6, 8, 3))
+
+    def size(depth):
+        module = tiny(depth=depth, scan=True)
+        init = lambda: module.init(jax.random.key(0), images, train=False)
+        variables = jax.eval_shape(init)
+        run = lambda v: module.apply(v, images, train=False)
+        return len(jax.jit(run).lower(variables).as_text().splitlines())
+
+    assert size(12) == size(2)
+
+
+def test_remat_keeps_less():
+    images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
+
+    def temporary(**options):
+        sizes = {"image_size": 32, "patch_size": 4, "width": 64, "depth": 8, "heads": 2}
+        module = VisionTransformer(**sizes, **options)
+        init = lambda: module.init(
+            jax.random.key(0), jnp.ones(images.shape), train=False
+        )
+        run = lambda v, x: jnp.sum(module.apply(v, x, train=True) ** 2)
+        made = jax.jit(jax.grad(run)).lower(jax.eval_shape(init), images).compile()
+        return made.memory_analysis().temp_size_in_bytes
+
+    assert temporary(scan=True, remat=True) < 0.5 * temporary(scan=True)
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos"])
+def test_any_size_resamples_positions(rng, position):
+    """At its own size nothing changes; at another, it is a model of that size."""
+    module = tiny(any_size=True, position=position)
+    images = np.float32(rng.normal(size=(2, 6, 8, 3)))
+    variables = random_variables(rng, module, images)
+    run = lambda m, x, v=variables: m.apply(v, x, train=False)
+    chex.assert_trees_all_equal(
+        run(module, images), run(module.clone(any_size=False), images)
+    )
+    large = np.float32(rng.normal(size=(2, 10, 4, 3)))
+    there = (3, 4), (5, 2)
+    if position == "learned":
+        positions = resize_positions(variables["params"]["position"], *there)
+    else:
+        table = np.pad(sincos_positions(3, 4, 12), ((1, 0), (0, 0)))
+        positions = resize_positions(table, *there)
+    moved = {"params": {**variables["params"], "position": positions}}
+    of_that_size = tiny(image_size=(10, 4))
+    chex.assert_trees_all_close(
+        run(module, large), run(of_that_size, large, moved), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="images must be 6 x 8 pixels"):
+        run(tiny(position=position), large)
+    with pytest.raises(ValueError, match=r"images must be 6 x 8 pixels .* \(2, 7, 8"):
+        run(module, np.zeros((2, 7, 8, 3), np.float32))
+
+
+def test_layer_scale_starts_small_and_scales_branches(rng):
+    images = np.float32(rng.normal(size=(2, 6, 8, 3)))
+    module = tiny(layer_scale=1e-5)
+    variables = module.init(jax.random.key(0), images, train=False)
+    block = variables["params"]["blocks_0"]
+    chex.assert_trees_all_equal(block["scale1"], jnp.full(12, 1e-5))
+    zero = jax.tree.map(jnp.copy, variables)
+    for name in ("blocks_0", "blocks_1"):
+        for scale in ("scale1", "scale2"):
+            zero["params"][name][scale] = jnp.zeros(12)
+    near, none = (module.apply(v, images, train=False) for v in (variables, zero))
+    assert 0 < jnp.max(jnp.abs(near - none)) < 0.01
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_attention_maps_are_softmax_weights(rng, scan):
+    images = np.float32(rng.normal(size=(2, 6, 8, 3)))
+    module = tiny(scan=scan)
+    params = random_variables(rng, module, images)["params"]
+    maps = jax.jit(lambda p: attention_maps(module, p, images))(params)
+    chex.assert_shape(maps, (2, 2, 3, 13, 13))
+    chex.assert_trees_all_close(maps.sum(-1), np.ones((2, 2, 3, 13)), rtol=1e-5)
+    # The first block's, by hand.
+    p = unstack_blocks(params) if scan else params
+    bound = tiny().bind({"params": p})
+    first = jnp.broadcast_to(p["class"], (2, 1, 12))
+    x = jnp.concatenate([first, bound.patch_embed(bound._patches(images))], axis=1)
+    x = np.asarray(x + p["position"][None], np.float64)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    block = jax.tree.map(np.asarray, p["blocks_0"])
+    x = x * block["norm1"]["scale"] + block["norm1"]["bias"]
+    layer = block["attention"]["qkv"]
+    q, k, _ = np.split(x @ layer["kernel"] + layer["bias"], 3, axis=-1)
+    q, k = (y.reshape(2, 13, 3, 4) for y in (q, k))
+    logits = np.einsum("btnh,bsnh->bnts", q, k) / 2
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True)
+    chex.assert_trees_all_close(maps[0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_stacking_tells_what_it_wants(rng):
+    with pytest.raises(
+        ValueError, match=r"params must have blocks_0, \.\.\., got norm"
+    ):
+        stack_blocks({"norm": {}})
+    with pytest.raises(ValueError, match="params must have blocks, got norm"):
+        unstack_blocks({"norm": {}})
+    with pytest.raises(ValueError, match="at least 3 x 3, got 4"):
+        resize_positions(np.zeros((4, 2), np.float32), (3, 3), (2, 2))

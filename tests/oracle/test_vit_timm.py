@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from jaxml.nn.vit import VisionTransformer, sincos_positions  # noqa: E402
+from jaxml.nn.positions import resize_positions, sincos_positions  # noqa: E402
+from jaxml.nn.vit import VisionTransformer  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -51,6 +52,10 @@ def our_params(state):
                 "dense2": layer(name + "mlp.fc2"),
             },
         }
+        for number in (1, 2):
+            gamma = f"{name}ls{number}.gamma"
+            if gamma in state:
+                params[f"blocks_{i}"][f"scale{number}"] = state[gamma]
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -69,6 +74,7 @@ def relative_error(actual, expected):
 def test_outputs_and_gradients(pool, rng):
     torch.manual_seed(0)
     options = {} if pool == "class" else {"class_token": False, "global_pool": "avg"}
+    layer_scale = None if pool == "class" else 0.3
     model = timm.models.VisionTransformer(
         img_size=(24, 16),
         patch_size=4,
@@ -77,6 +83,7 @@ def test_outputs_and_gradients(pool, rng):
         num_heads=4,
         num_classes=7,
         fc_norm=False,
+        init_values=layer_scale,
         **options,
     )
     with torch.no_grad():
@@ -96,6 +103,7 @@ def test_outputs_and_gradients(pool, rng):
         num_classes=7,
         class_token=pool == "class",
         pool=pool,
+        layer_scale=layer_scale,
     )
 
     def objective(params):
@@ -126,3 +134,14 @@ def test_sincos_is_timms():
     ours = sincos_positions(3, 5, 16)
     columns = {tuple(np.round(c, 5)) for c in ours.T}
     assert columns == {tuple(np.round(c, 5)) for c in theirs.numpy().T}
+
+
+@pytest.mark.parametrize("size", [(5, 7), (2, 3), (3, 4)])
+def test_resampled_positions_are_timms(rng, size):
+    layers = pytest.importorskip("timm.layers")
+    positions = np.float32(rng.normal(size=(1 + 3 * 4, 6)))
+    theirs = layers.resample_abs_pos_embed(
+        torch.from_numpy(positions)[None], list(size), [3, 4]
+    )
+    ours = resize_positions(positions, (3, 4), size)
+    chex.assert_trees_all_close(ours, theirs[0].numpy(), rtol=1e-4, atol=1e-5)

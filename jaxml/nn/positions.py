@@ -1,0 +1,73 @@
+"""Where a patch lies in its picture, as a vector that is added to it.
+
+    sin-cos    [sin(x w), cos(x w), sin(y w), cos(y w)],    w_i = temperature^(-i / f)
+    learned    a parameter per place, for one grid; resampled bicubically for another
+
+The trap: tokens before the grid, such as a class token's, have a position of their own,
+which is not part of the picture and must not be resampled with it.
+
+Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021,
+https://arxiv.org/abs/2010.11929 (learned; section 3.2 for other grids); Chen et al.
+(MoCo v3), ICCV 2021, https://arxiv.org/abs/2104.02057 (fixed sine-cosine).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxml.export import export
+from jaxml.ops.resize import resize_image
+from jaxml.typing import Array, Float
+
+
+@export("nn.sincos_positions", since="0.1")
+def sincos_positions(
+    height: int, width: int, features: int, *, temperature: float = 10000.0
+) -> Float[np.ndarray, "tokens features"]:
+    """Fixed embedding of a grid's positions, row by row, float32 in [-1, 1].
+
+    With f = features / 4 frequencies w_i = temperature^(-i / f), position (y, x) becomes
+    [sin(x w), cos(x w), sin(y w), cos(y w)].
+
+    Raises:
+        ValueError: if `features` is not a multiple of four.
+
+    >>> sincos_positions(2, 2, 4)[0].tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
+    if features % 4:
+        raise ValueError(f"features must be a multiple of four, got {features}")
+    frequencies = temperature ** (-np.arange(features // 4) / (features // 4))
+    y, x = np.mgrid[:height, :width].reshape(2, -1, 1) * frequencies
+    parts = [np.sin(x), np.cos(x), np.sin(y), np.cos(y)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+@export("nn.resize_positions", since="0.1")
+def resize_positions(
+    positions: Float[Array, "tokens features"],
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+) -> Float[Array, "new_tokens features"]:
+    """Positions of one grid of patches resampled to another.
+
+    Args:
+        positions: row by row; tokens before the grid, such as a class token's, stay.
+        grid: rows and columns of `positions`.
+        new_grid: rows and columns of the result.
+
+    Raises:
+        ValueError: if there are fewer positions than the grid has.
+
+    >>> resize_positions(jnp.ones((1 + 4, 8)), (2, 2), (3, 5)).shape
+    (16, 8)
+    """
+    others = len(positions) - grid[0] * grid[1]
+    if others < 0:
+        raise ValueError(
+            f"positions must be at least {grid[0]} x {grid[1]}, got {len(positions)}"
+        )
+    first, rest = positions[:others], positions[others:]
+    picture = rest.reshape(*grid, -1)
+    picture = resize_image(jnp.asarray(picture), new_grid, method="bicubic")
+    rest = picture.reshape(-1, rest.shape[-1]).astype(positions.dtype)
+    return jnp.concatenate([first, rest])
