@@ -25,7 +25,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxml.export import export
-from jaxml.interop import resnet, vit
+from jaxml.interop import resnet, vit, vit_config
 from jaxml.interop.files import (
     NAME,
     located,
@@ -155,13 +155,12 @@ def save(
     if path.suffix == ".safetensors":
         write_safetensors(path, state, shard_bytes=shard_bytes)
         return
-    config = _config(family, module, style, stem.shape[1])
+    config = _config(module, style, stem.shape[1])
     write_safetensors(path / NAME, state, shard_bytes=shard_bytes)
+    if style == "hf":
+        config["dtype"] = str(stem.dtype)
     if config:
-        write_json(
-            path / CONFIG,
-            config | ({"dtype": str(stem.dtype)} if style == "hf" else {}),
-        )
+        write_json(path / CONFIG, config)
 
 
 def _family(module: nn.Module) -> ModuleType:
@@ -186,7 +185,7 @@ def _recognised(
             "hf",
             vit,
             lambda has_head: VisionTransformer(
-                **vit.from_hf(config, has_head=has_head)
+                **vit_config.from_hf(config, has_head=has_head)
             ),
         )
     arguments, size = {}, None
@@ -197,17 +196,17 @@ def _recognised(
         size = (config.get("pretrained_cfg") or {}).get("input_size")
     if name in resnet.ARCHITECTURES:
         return "timm", resnet, lambda _: ResNet(**resnet.from_timm(name, arguments))
-    if name in vit.TORCHVISION:
+    if name in vit_config.TORCHVISION:
         return (
             "torchvision",
             vit,
-            lambda _: VisionTransformer(**vit.from_torchvision(name)),
+            lambda _: VisionTransformer(**vit_config.from_torchvision(name)),
         )
-    if name is not None and vit.is_timm(name):
+    if name is not None and vit_config.is_timm(name):
         return (
             "timm",
             vit,
-            lambda _: VisionTransformer(**vit.from_timm(name, arguments, size)),
+            lambda _: VisionTransformer(**vit_config.from_timm(name, arguments, size)),
         )
     if name is None and kind is None:
         raise ConversionError(
@@ -217,18 +216,17 @@ def _recognised(
     raise ConversionError(
         f"{name or kind!r} is not known; there are the model types resnet, "
         f"{', '.join(vit.HF_TYPES)} of transformers, and the architectures "
-        f"{', '.join((*resnet.ARCHITECTURES, *vit.TORCHVISION))} and "
+        f"{', '.join((*resnet.ARCHITECTURES, *vit_config.TORCHVISION))} and "
         "(vit|deit)_<size>_patch<n>[_reg<n>][_dinov2][_<size>]"
     )
 
 
-def _config(
-    family: ModuleType, module: Any, style: str, channels: int
-) -> dict[str, Any] | None:
-    """The configuration that a library reads, if it reads any."""
+def _config(module: Any, style: str, channels: int) -> dict[str, Any]:
+    """The configuration that a library reads; torchvision's reads none."""
     classes = module.num_classes
+    family = resnet if isinstance(module, ResNet) else vit_config
     if style == "torchvision":
-        return None
+        return {}
     if style == "hf":
         names = {i: f"LABEL_{i}" for i in range(classes or 0)}
         labels = {

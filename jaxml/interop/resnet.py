@@ -128,7 +128,7 @@ def to_hf(module: ResNet, channels: int) -> dict[str, Any]:
         "depths": list(module.stage_sizes),
         "layer_type": module.block,
         "hidden_act": "relu",
-        "downsample_in_first_stage": tuple(module.strides)[0] == 2,
+        "downsample_in_first_stage": module.strides[0] == 2,
         "downsample_in_bottleneck": False,
     }
 

@@ -218,13 +218,16 @@ def convert(
         if not candidates:
             raise ConversionError(f"no rule tells where {path} stands")
         leaves[path] = jnp.zeros(leaf.shape, leaf.dtype)
-        for theirs, layout in candidates:
-            found = [names.get(conversion.bare(name)) for name in theirs]
-            if None not in found:
-                break
-        else:
+        there = (
+            (theirs, layout)
+            for theirs, layout in candidates
+            if all(conversion.bare(name) in names for name in theirs)
+        )
+        theirs, layout = next(there, ((), SAME))
+        if not theirs:
             missing[path] = f"there is no {' or '.join(candidates[0][0])}"
             continue
+        found = tuple(names[conversion.bare(name)] for name in theirs)
         asked.update(found)
         arrays = tuple(state[name] for name in found)
         problem = _problem(found, arrays, layout, leaf)
@@ -232,7 +235,7 @@ def convert(
             mismatched[path] = problem
             continue
         array = layout.to_ours(arrays)
-        matched[path] = tuple(found)
+        matched[path] = found
         if array.dtype != leaf.dtype:
             converted[path] = f"{array.dtype} to {leaf.dtype}"
         leaves[path] = jnp.asarray(array, leaf.dtype)
