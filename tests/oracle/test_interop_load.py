@@ -32,7 +32,9 @@ BOTTLENECK = STAGES | {"hidden_sizes": [32, 64, 128, 256]}
 
 
 def hf(name, **options):
-    config = getattr(transformers, f"{name.partition('For')[0].removesuffix('Model')}Config")
+    config = getattr(
+        transformers, f"{name.partition('For')[0].removesuffix('Model')}Config"
+    )
     return getattr(transformers, name)(config(**options))
 
 
@@ -67,7 +69,9 @@ HF = {
 }
 VIT = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TIMM = {
-    "resnet18": lambda: timm.create_model("resnet18", num_classes=5, layers=[1, 1, 2, 1]),
+    "resnet18": lambda: timm.create_model(
+        "resnet18", num_classes=5, layers=[1, 1, 2, 1]
+    ),
     "resnext50": lambda: timm.create_model(
         "resnext50_32x4d", num_classes=0, layers=[1, 1, 1, 1]
     ),
@@ -126,9 +130,15 @@ def outputs(model, images):
 
 
 def images_of(module, rng):
-    channels = 1 if "patch_embed" in module[1]["params"] and (
-        len(module[1]["params"]["patch_embed"]["kernel"]) == module[0].patch_size**2
-    ) else 3
+    channels = (
+        1
+        if "patch_embed" in module[1]["params"]
+        and (
+            len(module[1]["params"]["patch_embed"]["kernel"])
+            == module[0].patch_size ** 2
+        )
+        else 3
+    )
     size = getattr(module[0], "image_size", 48)
     height, width = (size, size) if isinstance(size, int) else size
     return np.float32(rng.normal(size=(2, height, width, channels)))
