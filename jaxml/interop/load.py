@@ -118,7 +118,7 @@ def load(
 @export("interop.save", since="0.1")
 def save(
     path: str | Path,
-    module: ResNet | VisionTransformer,
+    module: nn.Module,
     variables: Variables,
     *,
     style: str,

@@ -152,7 +152,8 @@ def from_timm(
     if match["dinov2"]:
         options["layer_scale"] = 1e-5
     if match["registers"]:
-        options |= {"registers": int(match["registers"]), "class_position": False}
+        options["registers"] = int(match["registers"])
+    without = bool(match["registers"])  # positions of the tokens before the patches
     renamed = {
         "embed_dim": "width",
         "depth": "depth",
@@ -174,7 +175,7 @@ def from_timm(
         elif name == "mlp_ratio":
             ratio = value
         elif name == "no_embed_class":
-            options["class_position"] = not value
+            without = value
         elif name in only:
             _same(name, value, only[name])
         elif name not in HARMLESS | {"global_pool", "fc_norm"}:
@@ -188,8 +189,10 @@ def from_timm(
         raise ConversionError(
             "fc_norm must be false: a norm after the pool is not here"
         )
-    if options.get("registers") and options.get("class_position", True):
+    if options.get("registers") and not without:
         raise ConversionError("no_embed_class must be true where there are registers")
+    if options.get("class_token", True):
+        options["class_position"] = not without
     hidden = int(options["width"] * ratio)
     if options.get("mlp") == "swiglu":
         hidden //= 2

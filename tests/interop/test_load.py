@@ -118,7 +118,8 @@ def test_heads_differ_only_if_asked(folder):
 
 def test_other_options_are_the_modules(folder):
     module, *_ = interop.load(folder, any_size=True, drop_path=0.3)
-    assert module.any_size and module.drop_path == 0.3
+    assert module.any_size
+    assert module.drop_path == 0.3
     with pytest.raises(TypeError, match="no such option of VisionTransformer.*colour"):
         interop.load(folder, colour="red")
     with pytest.raises(interop.ConversionError, match="position_embeddings is"):
@@ -233,7 +234,7 @@ def test_what_a_library_lacks_is_not_written(module, style, message, rng, tmp_pa
 def test_save_wants_a_style_and_a_module(tmp_path):
     with pytest.raises(ValueError, match="style must be one of hf, timm, torchvision"):
         interop.save(tmp_path, MODULES["hf vit"], {"params": {}}, style="keras")
-    with pytest.raises((interop.ConversionError, TypeError, Exception), match=""):
+    with pytest.raises(interop.ConversionError, match="got ConvNet"):
         interop.save(tmp_path, ConvNet(), {"params": {}}, style="hf")
 
 
@@ -268,9 +269,9 @@ def test_the_hub(folder, monkeypatch):
 
 
 def test_offline_for_real(monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="cannot be had from the hub"):
         interop.load("organisation/name-that-is-not-there")
 
@@ -303,10 +304,13 @@ def test_timms_names(name, width, hidden, side, size):
 @pytest.mark.parametrize(
     "name",
     [
-        *("vit_giant_patch14_224", "vit_base_patch16_clip_224", "vit_base_patch16"),
-        *("vit_base_patch16_224_miil", "vit_base_patch16_reg4_gap_256", "resnet50"),
-    ][:2]
-    + ["vit_base_patch16_224_miil", "vit_base_patch16_reg4_gap_256", "resnet50"],
+        "vit_giant_patch14_224",
+        "vit_base_patch16_clip_224",
+        "vit_base_patch16_224_miil",
+        "vit_base_patch16_reg4_gap_256",
+        "vit_base_patch16_reg4_224",
+        "resnet50",
+    ],
 )
 def test_other_names_are_not_guessed(name):
     assert not vit_config.is_timm(name)

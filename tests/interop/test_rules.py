@@ -92,7 +92,8 @@ def test_there_and_back(rng):
     }
     again, report = convert(state, CONVERSION, ours)
     chex.assert_trees_all_equal(again, jax.tree.map(jnp.asarray, ours))
-    assert report.exact and not report.converted
+    assert report.exact
+    assert not report.converted
     names = ("b.11.q.weight", "b.11.k.weight", "b.11.v.weight")
     assert report.matched["params/blocks_11/qkv/kernel"] == names
     assert str(report) == "7 of 7 arrays loaded"

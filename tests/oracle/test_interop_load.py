@@ -188,7 +188,8 @@ def test_transformers(name, rng, tmp_path):
         tmp_path / "ours", output_loading_info=True
     )
     lacking = [n for n in info["missing_keys"] if "num_batches" not in n]
-    assert all(n.endswith(LEFT) for n in lacking) and not info["unexpected_keys"]
+    assert all(n.endswith(LEFT) for n in lacking)
+    assert not info["unexpected_keys"]
     chex.assert_trees_all_equal(outputs(again.eval(), images), expected)
 
 
