@@ -120,7 +120,7 @@ def test_other_options_are_the_modules(folder):
     module, *_ = interop.load(folder, any_size=True, drop_path=0.3)
     assert module.any_size
     assert module.drop_path == 0.3
-    with pytest.raises(TypeError, match="no such option of VisionTransformer.*colour"):
+    with pytest.raises(TypeError, match=r"no such option of VisionTransformer.*colour"):
         interop.load(folder, colour="red")
     with pytest.raises(interop.ConversionError, match="position_embeddings is"):
         interop.load(folder, image_size=24)
@@ -264,7 +264,7 @@ def test_the_hub(folder, monkeypatch):
     module, *_ = interop.load("organisation/name", revision="v1")
     assert module == MODULES["hf vit"]
     assert asked == [("organisation/name", "v1")]
-    with pytest.raises(FileNotFoundError, match="offline.*ConnectionError: no route"):
+    with pytest.raises(FileNotFoundError, match=r"offline.*ConnectionError: no route"):
         interop.load("away/model")
 
 
