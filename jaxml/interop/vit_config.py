@@ -54,6 +54,7 @@ def from_hf(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
         "heads": config.get("num_attention_heads", 12),
         "dropout": config.get("hidden_dropout_prob", 0.0),
         "epsilon": config.get("layer_norm_eps", 1e-12 if kind == "vit" else 1e-6),
+        "antialias_positions": kind == "dinov2_with_registers",
     }
     if kind == "vit":
         hidden = config.get("intermediate_size", 3072)

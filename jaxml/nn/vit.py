@@ -71,6 +71,7 @@ class VisionTransformer(nn.Module):
         drop_path: rate of stochastic depth at the last block, growing linearly from 0.
         layer_scale: where the factors of a block's branches start; None has none.
         any_size: take images of any whole number of patches, and resample positions.
+        antialias_positions: how they are resampled, see `resize_positions`.
         remat: compute blocks again in the backward pass instead of keeping all of them.
         scan: loop over the blocks; their parameters are stacked, see `stack_blocks`.
         epsilon: of the layer norms.
@@ -103,6 +104,7 @@ class VisionTransformer(nn.Module):
     class_position: bool = True
     registers: int = 0
     mlp: str = "gelu"
+    antialias_positions: bool = True
 
     def setup(self) -> None:
         self._check()
@@ -169,7 +171,8 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
         positions, grid = jnp.asarray(self.positions), self._grid_of(images)
         if grid != self._grid:
-            positions = resize_positions(positions, self._grid, grid)
+            smooth = self.antialias_positions
+            positions = resize_positions(positions, self._grid, grid, antialias=smooth)
         positions = jnp.pad(positions, ((x.shape[1] - len(positions), 0), (0, 0)))
         x += positions.astype(x.dtype)[None]
         if self.registers:

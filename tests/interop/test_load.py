@@ -17,10 +17,11 @@ VIT = {"image_size": (8, 12), "patch_size": 4, "width": 12, "depth": 2, "heads":
 DINOV2 = {"layer_scale": 0.5, "mlp": "swiglu", "mlp_ratio": 24 / 12}
 TIMM = {"registers": 2, "class_position": False, "layer_scale": 1e-5}
 WIDE = {"width": 8, "stage_sizes": (2, 1, 1, 1)}
+HF = {"antialias_positions": False}
 MODULES = {
-    "hf vit": VisionTransformer(**VIT, num_classes=3),
-    "hf scan": VisionTransformer(**VIT, scan=True),
-    "hf dinov2": VisionTransformer(**VIT, **DINOV2, pool="both", num_classes=3),
+    "hf vit": VisionTransformer(**VIT, **HF, num_classes=3),
+    "hf scan": VisionTransformer(**VIT, **HF, scan=True),
+    "hf dinov2": VisionTransformer(**VIT, **HF, **DINOV2, pool="both", num_classes=3),
     "hf registers": VisionTransformer(**VIT, layer_scale=0.5, registers=2),
     "hf basic": ResNet(block="basic", num_classes=3, **WIDE),
     "hf bottleneck": ResNet(block="bottleneck", strides=(2, 2, 2, 2), **WIDE),

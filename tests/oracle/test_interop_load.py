@@ -247,6 +247,21 @@ def test_torchvision_vit(old, rng, tmp_path):
     same_tensors(again, {n: x.numpy() for n, x in model.state_dict().items()})
 
 
+@pytest.mark.parametrize("name", ["vit", "dinov2", "registers"])
+def test_other_sizes(name, rng, tmp_path):
+    """Positions are resampled as transformers does it, to fewer and to more."""
+    model = randomised(HF[name]())
+    model.save_pretrained(tmp_path)
+    module, variables, _ = interop.load(tmp_path, any_size=True)
+    options = {"interpolate_pos_encoding": True} if name == "vit" else {}
+    for size in ((8, 20), (12, 4)):
+        images = np.float32(rng.normal(size=(2, *size, 3)))
+        expected = outputs(lambda x: model(x, **options), images)
+        actual = module.apply(variables, images, train=False)
+        error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+        assert error < 1e-5
+
+
 REFUSED = {
     "qkv_bias": lambda: hf("ViTModel", qkv_bias=False, **SMALL),
     "hidden_act": lambda: hf("ViTModel", hidden_act="relu", **SMALL),

@@ -101,6 +101,17 @@ def test_sincos_is_timms():
     assert columns == {tuple(np.round(c, 5)) for c in theirs.numpy().T}
 
 
+@pytest.mark.parametrize("size", [(5, 7), (2, 3), (3, 4), (1, 9)])
+def test_plainly_resampled_positions_are_torchs(rng, size):
+    positions = np.float32(rng.normal(size=(1 + 3 * 4, 6)))
+    picture = torch.from_numpy(positions[1:]).reshape(1, 3, 4, 6).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(picture, size, mode="bicubic")
+    theirs = theirs[0].permute(1, 2, 0).reshape(-1, 6).numpy()
+    ours = resize_positions(positions, (3, 4), size, antialias=False)
+    chex.assert_trees_all_equal(ours[:1], positions[:1])
+    chex.assert_trees_all_close(ours[1:], theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(5, 7), (2, 3), (3, 4)])
 def test_resampled_positions_are_timms(rng, size):
     layers = pytest.importorskip("timm.layers")
