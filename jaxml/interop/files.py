@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes as ml_dtypes  # NumPy learns bfloat16
+import ml_dtypes  # noqa: F401  (NumPy learns bfloat16)
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -99,21 +99,20 @@ def write_safetensors(
 def located(path: Path) -> Path:
     """The weights of a folder; a file itself, unless it is known to be a pickle."""
     if path.is_dir():
-        found = [path / NAME, path / f"{NAME}.index.json"]
-        found += sorted(path.glob("*.safetensors.index.json"))
-        found = [p for p in found if p.exists()] or sorted(path.glob("*.safetensors"))
-        pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
-        if not found and pickles:
-            return located(pickles[0])
-        if not found or (
-            len(found) > 1 and found[0].suffix != ".json" and found[0].name != NAME
-        ):
-            names = ", ".join(p.name for p in found) or "none"
+        usual = (path / NAME, path / f"{NAME}.index.json")
+        found = (
+            [file for file in usual if file.exists()][:1]
+            or sorted(path.glob("*.safetensors.index.json"))
+            or sorted(path.glob("*.safetensors"))
+            or sorted(p for p in path.iterdir() if p.suffix in PICKLES)[:1]
+        )
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
             raise FileNotFoundError(
                 f"{path} must hold {NAME}, its index, or one .safetensors file, "
                 f"got {names}"
             )
-        return found[0]
+        return located(found[0])
     if path.suffix in PICKLES:
         raise WeightsError(
             f"{path} may be a pickle, which can run any code when it is opened, and is "
