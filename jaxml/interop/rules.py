@@ -212,7 +212,7 @@ def convert(
     names = _bare_names(state, conversion)
     matched, missing, mismatched, converted = {}, {}, {}, {}
     leaves: dict[str, Any] = {}
-    asked = set()
+    asked: set[str] = set()
     for path, leaf in flatten_dict(like, sep="/").items():
         candidates = list(conversion.candidates(path))
         if not candidates:

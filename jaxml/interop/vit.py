@@ -12,8 +12,6 @@ The trap is the gate of SwiGLU: it is the first half of a joined layer here and 
 these libraries, and the second half elsewhere.
 """
 
-from collections.abc import Mapping
-
 from jaxml.interop.rules import (
     DENSE,
     SAME,
@@ -29,7 +27,7 @@ from jaxml.nn import VisionTransformer
 HF_TYPES = ("vit", "dinov2", "dinov2_with_registers")
 STEM = "params/patch_embed/kernel"  # of its tensor, the second axis is the channels
 
-Names = Mapping[str, tuple[str, ...]]
+Names = dict[str, tuple[str, ...]]
 
 # Our path of a block's layer: its names there; several are joined.
 TIMM: Names = {
@@ -136,9 +134,14 @@ def conversion(module: VisionTransformer, style: str) -> Conversion:
         return Conversion(tuple(rules), ("module.",))
     kind = hf_type(module)
     base = f"{kind}." if module.num_classes is not None else ""
-    embed = ("patch_embeddings.projection", "cls_token", "position_embeddings")
-    names = [f"{base}embeddings.{name}" for name in (*embed, "register_tokens")]
-    outside(*names, f"{base}layernorm", "classifier")
+    inside = f"{base}embeddings."
+    embed = (
+        f"{inside}patch_embeddings.projection",
+        f"{inside}cls_token",
+        f"{inside}position_embeddings",
+        f"{inside}register_tokens",
+    )
+    outside(*embed, f"{base}layernorm", "classifier")
     where = f"{base}encoder.layer.{{i}}"
     if kind == "vit":
         blocks(where, HF_VIT)

@@ -11,9 +11,9 @@ https://arxiv.org/abs/2010.11929 (learned; section 3.2 for other grids); Chen et
 (MoCo v3), ICCV 2021, https://arxiv.org/abs/2104.02057 (fixed sine-cosine).
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxml.export import export
 from jaxml.ops.resize import resize_image
@@ -77,8 +77,10 @@ def resize_positions(
         picture = resize_image(jnp.asarray(picture), new_grid, method="bicubic")
     else:
         rows, columns = map(_cubic_weights, grid, new_grid)
-        exact = {"precision": jax.lax.Precision.HIGHEST}
-        picture = jnp.einsum("oh,pw,hwf->opf", rows, columns, picture, **exact)
+        highest = lax.Precision.HIGHEST
+        picture = jnp.einsum(
+            "oh,pw,hwf->opf", rows, columns, picture, precision=highest
+        )
     rest = picture.reshape(-1, rest.shape[-1]).astype(positions.dtype)
     return jnp.concatenate([first, rest])
 
