@@ -238,7 +238,7 @@ def convert(
         matched[path] = found
         if array.dtype != leaf.dtype:
             converted[path] = f"{array.dtype} to {leaf.dtype}"
-        leaves[path] = jnp.asarray(array, leaf.dtype)
+        leaves[path] = jnp.array(array, leaf.dtype)  # theirs may change in place
     others = sorted(set(state) - asked)
     new = [path for path in leaves if path.startswith(tuple(fresh))]
     ignored = tuple(name for name in others if _is_ignored(name, conversion))

@@ -187,6 +187,14 @@ def test_dtypes_are_converted_and_told(dtype, rng):
     assert report.converted["params/class"] == f"{np.dtype(dtype)} to float32"
 
 
+def test_memory_is_not_shared():
+    like = {"params": {"blocks_0": {"norm": {"scale": np.zeros(64, np.float32)}}}}
+    state = {"b.0.norm.weight": np.ones(64, np.float32)}
+    new, _ = convert(state, CONVERSION, like)
+    state["b.0.norm.weight"][:] = 2
+    assert np.all(new["params"]["blocks_0"]["norm"]["scale"] == 1)
+
+
 def test_a_leaf_without_a_rule(rng):
     ours = {"params": {"surprise": np.zeros(3, np.float32)}}
     with pytest.raises(ConversionError, match="no rule tells where params/surprise"):
