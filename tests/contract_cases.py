@@ -7,10 +7,36 @@ everything `init`, `loss` and `predict` read. Small widths: each is compiled.
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from jaxml.method import Batch, Method
 from jaxml.nn import ConvNet
-from jaxml.ssl import SimCLR, SimSiam, simclr, simsiam
+from jaxml.ssl import (
+    CMC,
+    CPC,
+    FineTuned,
+    GlobalCritic,
+    InfoMaxEncoder,
+    LocalCritic,
+    PatchEncoder,
+    PriorCritic,
+    Projected,
+    Rotation,
+    SimCLR,
+    SimSiam,
+    cmc,
+    cpc,
+    deep_infomax,
+    distill,
+    fine_tune,
+    instdisc,
+    invaspread,
+    moco,
+    rotation,
+    simclr,
+    simsiam,
+    swav,
+)
 
 SIZE = 6
 """Samples in every batch."""
@@ -23,6 +49,80 @@ def views() -> Batch:
     return {"image": image, "view1": view1, "view2": view2}
 
 
+def indexed() -> Batch:
+    """Views, and which samples of a larger set they are of."""
+    batch = views()
+    return {**batch, "view": batch["view1"], "index": 2 * jnp.arange(SIZE)}
+
+
+def crops() -> Batch:
+    """Two large crops and a small one of each image."""
+    batch = views()
+    large = jnp.stack([batch["view1"], batch["view2"]], axis=1)
+    return {**batch, "global": large, "local": large[:, :1, :6, :6]}
+
+
+def projected() -> Projected:
+    return Projected(ConvNet([4]), [4])
+
+
+def labelled() -> Batch:
+    """One view of each image, and labels."""
+    batch = views()
+    return {**batch, "view": batch["view1"], "label": jnp.arange(SIZE) % 3}
+
+
+def ssl_cmc() -> tuple[Method, Batch]:
+    halves = CMC([ConvNet([4]), ConvNet([3])], 4, lambda x: (x[:, :4], x[:, 4:]))
+    return cmc(halves, 2 * SIZE, num_noise=3), indexed()
+
+
+def ssl_cpc() -> tuple[Method, Batch]:
+    encoder = PatchEncoder([4])
+    return cpc(CPC(encoder, 4, 1, num_steps=1, size=4, stride=2)), views()
+
+
+def ssl_deep_infomax() -> tuple[Method, Batch]:
+    method = deep_infomax(
+        InfoMaxEncoder([4, 4], 1, hidden=4, dim=3),
+        alpha=0.5,
+        global_critic=GlobalCritic(4),
+        local_critic=LocalCritic("dot", 4),
+        prior_critic=PriorCritic([4]),
+    )
+    return method, views()
+
+
+def ssl_distill() -> tuple[Method, Batch]:
+    model, batch = FineTuned(ConvNet([4]), 3), labelled()
+    pretrained = fine_tune(model).init(jax.random.key(2), batch)
+    return distill(model, model, pretrained, alpha=0.5), batch
+
+
+def ssl_fine_tune() -> tuple[Method, Batch]:
+    return fine_tune(FineTuned(ConvNet([4]), 3, head=[8])), labelled()
+
+
+def ssl_instdisc() -> tuple[Method, Batch]:
+    return instdisc(projected(), 2 * SIZE, num_noise=3), indexed()
+
+
+def ssl_invaspread() -> tuple[Method, Batch]:
+    return invaspread(projected()), views()
+
+
+def ssl_moco() -> tuple[Method, Batch]:
+    return moco(projected(), queue_size=SIZE + 1, shuffle=True), views()
+
+
+def ssl_swav() -> tuple[Method, Batch]:
+    return swav(projected(), num_prototypes=3, queue_size=SIZE + 1), crops()
+
+
+def ssl_rotation() -> tuple[Method, Batch]:
+    return rotation(Rotation(ConvNet([4]))), labelled()
+
+
 def ssl_simclr() -> tuple[Method, Batch]:
     return simclr(SimCLR(ConvNet([4]), [8, 4])), views()
 
@@ -32,6 +132,16 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
+    "ssl.cmc": ssl_cmc,
+    "ssl.cpc": ssl_cpc,
+    "ssl.deep_infomax": ssl_deep_infomax,
+    "ssl.distill": ssl_distill,
+    "ssl.fine_tune": ssl_fine_tune,
+    "ssl.instdisc": ssl_instdisc,
+    "ssl.invaspread": ssl_invaspread,
+    "ssl.moco": ssl_moco,
+    "ssl.rotation": ssl_rotation,
     "ssl.simclr": ssl_simclr,
     "ssl.simsiam": ssl_simsiam,
+    "ssl.swav": ssl_swav,
 }
