@@ -208,7 +208,9 @@ def accumulated(
 
 def _own(params: Params, axis_name: str | None) -> Params:
     """The device's own copy, whose gradient stays its own until the end of the step."""
-    if axis_name is None or lax.axis_size(axis_name) == 1 or in_micro_batch():
+    # An axis of `vmap` has no copies: only those of `shard_map` are manual.
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if axis_name not in manual or in_micro_batch():
         return params
     return jax.tree.map(lambda x: lax.pcast(x, axis_name, to="varying"), params)
 

@@ -18,16 +18,28 @@ import jax
 import numpy as np
 import optax
 
-from jaxml import data, draw, parallel, train
+from jaxml import data, draw, ops, parallel, train
 from jaxml.method import Batch, Method
 from jaxml.metrics import few_labels, knn_probe, linear_probe
 from jaxml.ops import to_float
 from jaxml.ops.views import Views
+from jaxml.typing import Array, Float, PRNGKeyArray
 
 Split = Mapping[str, np.ndarray]
 Results = dict[str, float]
 MAY_CHANGE = ("out", "seeds", "save_every", "data_dir", "distributed")
 """Fields of a configuration that do not change what a run computes."""
+
+
+def garment_view(
+    key: PRNGKeyArray, image: Float[Array, "height width 1"]
+) -> Float[Array, "height width 1"]:
+    """A view for Fashion-MNIST: small gray pictures, which may also face the other way.
+
+    Crops as small as those for photographs cut away what tells the classes apart.
+    """
+    flip_key, view_key = jax.random.split(key)
+    return ops.digit_view(view_key, ops.random_horizontal_flip(flip_key, image))
 
 
 def run_seeds(config: Any, run_one: Callable[[Any], Results]) -> Mapping[str, float]:

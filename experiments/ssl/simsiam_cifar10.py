@@ -5,6 +5,18 @@
 
 Beside `simclr_cifar10.py`, with the views of the SimSiam paper. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command on 10,000 + 2,000 pictures of CIFAR-10 (seed 0, 800 steps,
+which is ten epochs; JAX 0.10.2, two shared CPU cores, 13 minutes), accuracy on the test
+split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.8    27.1
+    trained     33.1    24.5
+
+Ten epochs are far too few for SimSiam (the paper's runs have 800): it has learned nothing yet
+that an untrained encoder does not give.
 """
 
 from collections.abc import Mapping
@@ -72,7 +84,7 @@ def run_one(config: Config) -> protocol.Results:
     """One seed."""
     views = ops.two_views(partial(ops.simsiam_view, size=32, blur=0))
     backbone = (
-        ConvNet((64, 128, 256), axis_name="data")
+        ConvNet((32, 64, 128), axis_name="data")
         if config.encoder == "convnet"
         else resnet18(stem="cifar", axis_name="data")
     )

@@ -4,11 +4,21 @@
 
 Beside `simclr_fashion_mnist.py`: the same encoder, views and number of steps, without
 negatives. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured (seed 0, 1,500 steps, which is three epochs; JAX 0.10.2, two shared CPU cores, 16
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   71.5    61.2
+    trained     74.4    60.7
+
+SimSiam needs more epochs than SimCLR. On digits, where 1,500 steps are 266 of them, it is
+eight points ahead of the pixels with ten labels per class (`simsiam_digits.py`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import optax
@@ -25,9 +35,9 @@ from jaxml.ssl import SimSiam, constant_predictor_rate, simsiam
 class Config:
     """SimSiam on Fashion-MNIST."""
 
-    num_steps: int = 600
+    num_steps: int = 1500
     """Optimizer updates."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Images per update, over all devices."""
     learning_rate: float = 0.1
     """Of SGD for a batch of 256, scaled linearly; cosine, constant for the predictor."""
@@ -49,7 +59,7 @@ class Config:
     """Seed of initialisation, data order and augmentation."""
     seeds: int = 1
     """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
+    save_every: int = 500
     """Steps between checkpoints."""
     data_dir: Path | None = None
     """Folder of the original files; by default the one JAXML_DATA_DIR names."""
@@ -66,8 +76,7 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    view = partial(ops.simclr_view, size=28, blur=0, strength=0.5)
-    views = ops.two_views(view)
+    views = ops.two_views(protocol.garment_view)
     backbone = ConvNet(config.widths, axis_name="data")
     model = SimSiam(
         backbone,

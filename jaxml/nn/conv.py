@@ -140,14 +140,14 @@ def _kernel_gradient(
     images = max(n for n in range(1, min(batch, limit) + 1) if batch % n == 0)
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        x, g = block
+        # Products of float16 with a float32 sum are not to be had on a CPU.
+        x, g = (a.astype(wide) for a in block)
         patches = _patches(x, kernel.shape[:2], stride, pads, dilation)
         # g first: transposing the narrow operand of the two is what is cheap.
         return total + lax.dot_general(
             g.reshape(-1, features),
             patches.reshape(-1, kernel[..., 0].size),
             (((0,), (0,)), ((), ())),
-            preferred_element_type=wide,
         ), None
 
     blocks = jax.tree.map(lambda a: a.reshape(-1, images, *a.shape[1:]), (x, g))

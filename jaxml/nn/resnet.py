@@ -20,7 +20,7 @@ last stages of Yu et al., https://arxiv.org/abs/1705.09914.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -164,9 +164,9 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: Sequence[int]
-    block: Literal["basic", "bottleneck"]
+    block: str
     num_classes: int | None = None
-    stem: Literal["imagenet", "cifar"] = "imagenet"
+    stem: str = "imagenet"
     width: int = 64
     groups: int = 1
     width_per_group: int = 64

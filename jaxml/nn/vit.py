@@ -16,14 +16,16 @@ https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding).
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxml.export import export
+from jaxml.nn.activations import gelu
 from jaxml.nn.dense import Dense
 from jaxml.nn.dropout import Dropout
 from jaxml.typing import Array, Float
@@ -62,7 +64,15 @@ def attend(
     v: Float[Array, "batch tokens heads features"],
 ) -> Float[Array, "batch tokens heads features"]:
     """softmax(q k^T / sqrt(features)) v, of each head."""
-    return jax.nn.dot_product_attention(q, k, v)
+    plain = jax.nn.dot_product_attention
+
+    def wide(*qkv: Array) -> Array:
+        return plain(*(x.astype(jnp.float32) for x in qkv)).astype(q.dtype)
+
+    if q.dtype != jnp.float16:
+        return plain(q, k, v)
+    # Products of float16 with a float32 sum are not to be had on a CPU.
+    return lax.platform_dependent(q, k, v, cpu=wide, default=plain)
 
 
 class Attention(nn.Module):
@@ -105,7 +115,7 @@ class Feedforward(nn.Module):
             param_dtype=self.param_dtype,
         )
         dropout = Dropout(self.dropout, axis_name=self.axis_name)
-        y = nn.gelu(dense(self.hidden, name="dense1")(x), approximate=False)
+        y = gelu(dense(self.hidden, name="dense1")(x))
         y = dense(x.shape[-1], name="dense2")(dropout(y, train=train))
         return dropout(y, train=train)
 
@@ -166,8 +176,8 @@ class VisionTransformer(nn.Module):
     mlp_ratio: float = 4.0
     num_classes: int | None = None
     class_token: bool = True
-    pool: Literal["class", "mean"] = "class"
-    position: Literal["learned", "sincos"] = "learned"
+    pool: str = "class"
+    position: str = "learned"
     dropout: float = 0.0
     drop_path: float = 0.0
     epsilon: float = 1e-6

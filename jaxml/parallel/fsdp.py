@@ -64,8 +64,8 @@ def fsdp_sharding(tree: Any, mesh: Mesh, *, min_size: int = MIN_SIZE) -> Any:
 
     def sharding(x: Any) -> NamedSharding:
         shape = np.shape(x)
-        splittable = [axis for axis, n in enumerate(shape) if n and n % devices == 0]
-        if not splittable or math.prod(shape) < min_size:
+        splittable = [axis for axis, n in enumerate(shape) if n % devices == 0]
+        if not splittable or math.prod(shape) < max(min_size, 1):
             return NamedSharding(mesh, P())
         axis = max(splittable, key=lambda axis: shape[axis])
         return NamedSharding(mesh, P(*[None] * axis, DATA_AXIS))

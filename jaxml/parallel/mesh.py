@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxml.export import export, export_constant
+from jaxml.parallel.fingerprint import assert_replicated
 
 DATA_AXIS = export_constant("parallel.DATA_AXIS", "data", since="0.1")
 """The mesh axis that batches are split over."""
@@ -60,11 +62,25 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 @export("parallel.replicate", since="0.1")
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts the same values on every device of the mesh."""
+def replicate(tree: Any, mesh: Mesh, *, broadcast: bool = False) -> Any:
+    """Puts the same values on every device of the mesh.
+
+    Args:
+        tree: pytree of arrays.
+        mesh: from `data_mesh`.
+        broadcast: where there are several processes, whether the values of the first are
+            sent to the others. If not, all must have the same, and that is checked.
+
+    Raises:
+        ValueError: naming a leaf of which two processes hold different bits, as after
+            two seeds or two checkpoints; from then on they would train two models.
+    """
     sharding = NamedSharding(mesh, P())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
-    )
+    if broadcast:
+        tree = multihost_utils.broadcast_one_to_all(tree)
+    make = jax.make_array_from_process_local_data
+    tree = jax.tree.map(lambda x: make(sharding, np.asarray(x)), tree)
+    assert_replicated(tree, mesh)
+    return tree

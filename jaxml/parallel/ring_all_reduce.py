@@ -116,9 +116,11 @@ def replicated(x: Array, axis_name: str) -> Array:
     The check cannot see that an exchange of messages ends with equal copies, and takes
     the caller's word: a wrong word gives each device its own value unnoticed.
     """
-    # A sum of nothing has the type of a sum: invarying over this axis, whatever else.
-    zero = jnp.sum(lax.psum(jnp.ravel(x)[:0], axis_name), dtype=x.dtype)
-    return _replicated_p.bind(x, jnp.full(x.shape, zero))
+    like = jnp.zeros(jnp.shape(x), jnp.result_type(x))
+    others = jax.typeof(x).manual_axis_type.varying - {axis_name}
+    if others:
+        like = lax.pcast(like, tuple(others), to="varying")
+    return _replicated_p.bind(x, like)
 
 
 _replicated_p = Primitive("replicated")

@@ -11,6 +11,7 @@ to do instead is said, and left to the reader.
     <directory>/*.orbax-checkpoint-tmp/     unfinished or being deleted, never read
 """
 
+import functools
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -105,8 +106,11 @@ class Checkpoints:
         Raises:
             CheckpointError: if a save failed.
         """
-        if self._under_way is not None and self._under_way.done():
-            self._finish()
+        under_way = self._under_way
+        if under_way is not None and under_way.done() and under_way.exception():
+            self._under_way = None
+            with self._explained():
+                under_way.result()
 
     def steps(self) -> list[int]:
         """The steps that can be restored, oldest first; waits for a save under way."""
@@ -237,7 +241,7 @@ class Checkpoints:
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
             with self._explained():
-                under_way.exception()
+                under_way.exception()  # waits
                 if jax.process_count() > 1:  # the first one deletes, all must see it
                     multihost_utils.sync_global_devices("checkpoints")
                 under_way.result()
@@ -369,6 +373,7 @@ def locate(path: str | Path) -> tuple[Path, int | None]:
     return (inner if inner.is_dir() else path), None
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """What made a checkpoint, by name."""
     return {"jaxml": jaxml.__version__} | {name: version(name) for name in LIBRARIES}

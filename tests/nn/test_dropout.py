@@ -1,56 +1,73 @@
-"""Dropout: its rate, its scale, and the same noise on any number of devices."""
+"""Dropout: its rate, its mean, and masks that follow the sample."""
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxml.nn import Dropout
-from jaxml.parallel import data_mesh
+from jaxml.nn.dropout import Dropout
+from jaxml.parallel.mesh import data_mesh
 
 
-def drop(module, x, train=True, key=0):
+def drop(x, rate, *, key=0, train=True, **options):
     rngs = {"dropout": jax.random.key(key)}
-    return module.apply({}, x, train=train, rngs=rngs)
+    return Dropout(rate, **options).apply({}, x, train=train, rngs=rngs)
 
 
-def test_entries_are_dropped_at_the_rate_and_the_mean_stays():
-    y = drop(Dropout(0.25), jnp.ones((64, 1000)))
-    assert jnp.mean(y == 0) == pytest.approx(0.25, abs=0.01)
-    assert jnp.unique(y).tolist() == pytest.approx([0, 1 / 0.75])
-    assert jnp.mean(y) == pytest.approx(1, abs=0.02)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_keeps_the_share_and_the_mean(rate, per_sample):
+    y = drop(jnp.ones((4000, 3, 2)), rate, per_sample=per_sample)
+    kept = np.asarray(y) != 0
+    chex.assert_trees_all_close(y, kept / np.float32(1 - rate), rtol=1e-6)
+    share = kept[:, 0, 0] if per_sample else kept
+    assert abs(share.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / share.size)
+    if per_sample:
+        chex.assert_trees_all_equal(kept, np.broadcast_to(kept[:, :1, :1], kept.shape))
+    else:
+        assert (kept[:, 0, 0] != kept[:, 0, 1]).any()
+        assert (kept[:, 0, 0] != kept[:, 1, 0]).any()
 
 
-def test_whole_samples_are_dropped_in_stochastic_depth():
-    y = drop(Dropout(0.5, per_sample=True), jnp.ones((1000, 3, 2)))
-    kept = jnp.sum(y, axis=(1, 2)) > 0
-    chex.assert_trees_all_close(y, 2.0 * jnp.broadcast_to(kept[:, None, None], y.shape))
-    assert jnp.mean(kept) == pytest.approx(0.5, abs=0.06)
+def test_does_nothing_in_evaluation_and_at_rate_zero():
+    x = jnp.arange(6.0).reshape(3, 2)
+    chex.assert_trees_all_equal(drop(x, 0.5, train=False), x)
+    chex.assert_trees_all_equal(Dropout(0.0).apply({}, x, train=True), x)
 
 
-@pytest.mark.parametrize("module, train", [(Dropout(0.5), False), (Dropout(0.0), True)])
-def test_nothing_happens_in_evaluation_or_at_rate_zero(module, train):
-    x = jnp.arange(6.0).reshape(2, 3)
-    chex.assert_trees_all_equal(module.apply({}, x, train=train), x)
+def test_each_call_and_key_draws_anew():
+    x = jnp.ones((8, 16))
+    assert jnp.any(drop(x, 0.5) != drop(x, 0.5, key=1))
+    chex.assert_trees_all_equal(drop(x, 0.5), drop(x, 0.5))
 
 
-def test_noise_does_not_depend_on_the_devices():
-    x = jnp.ones((16, 5))
-    sharded = jax.shard_map(
-        lambda x: drop(Dropout(0.5, axis_name="data"), x),
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_masks_follow_the_sample_over_eight_devices(per_sample):
+    x = jnp.ones((32, 5))
+    many = jax.shard_map(
+        lambda x: drop(x, 0.5, per_sample=per_sample, axis_name="data"),
         mesh=data_mesh(),
         in_specs=P("data"),
         out_specs=P("data"),
     )
-    expected = drop(Dropout(0.5), x)
-    chex.assert_trees_all_equal(
-        jax.device_get(jax.jit(sharded)(x)), jax.device_get(expected)
-    )
-    assert len({tuple(row) for row in expected.tolist()}) > 8  # samples differ
+    expected = drop(x, 0.5, per_sample=per_sample)
+    chex.assert_trees_all_equal(jax.jit(many)(x), expected)
+    assert jnp.any(expected[:4] != expected[4:8])  # two devices' masks differ
+
+
+def test_keeps_bfloat16():
+    assert drop(jnp.ones((4, 4), jnp.bfloat16), 0.5).dtype == jnp.bfloat16
+
+
+def test_gradient_is_the_mask():
+    x = jnp.ones((6, 7))
+    grad = jax.grad(lambda x: jnp.sum(drop(x, 0.3)))(x)
+    chex.assert_trees_all_close(grad, drop(x, 0.3), rtol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_rates_outside_the_range_are_refused(rate):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
-        drop(Dropout(rate), jnp.ones((2, 2)))
+def test_rejects_a_rate_outside(rate):
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        drop(jnp.ones((2, 2)), rate)

@@ -15,9 +15,9 @@ import pytest
 from jaxml.parallel import initialize
 from jaxml.parallel.multihost import EXIT_CODE, parse_address
 from jaxml.train import restore
-from tests.parallel.multihost_program import build
+from tests.simclr_program import build
 
-PROGRAM = Path(__file__).with_name("multihost_program.py")
+PROGRAM = Path(__file__).parents[1] / "simclr_program.py"
 NUM_STEPS = 30
 
 
@@ -117,6 +117,42 @@ def test_a_preempted_run_saves_together_and_goes_on(one_process, tmp_path):
     assert (out / "checkpoints" / left[1]).is_dir()
     finish(out, start(out, 2))
     chex.assert_trees_all_close(final_state(out), one_process, rtol=1e-3, atol=1e-4)
+
+
+DIFFERENT_STARTS = """
+import sys
+import jax, numpy as np
+from jaxml import parallel
+parallel.initialize(sys.argv[1])
+mine = {"a": np.arange(3.0, dtype="f"), "b": np.full(2, jax.process_index(), "f")}
+mesh = parallel.data_mesh()
+sent = parallel.replicate(mine, mesh, broadcast=True)
+print("everybody has", float(jax.numpy.sum(sent["b"])))
+print("mine was", float(jax.numpy.sum(parallel.replicate({"a": mine["a"]}, mesh)["a"])))
+try:
+    parallel.replicate(mine, mesh)
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+def test_processes_must_start_from_one_state():
+    address = free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIFFERENT_STARTS, f"{address},{i}/2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            cwd=Path(__file__).parents[2],
+        )
+        for i in range(2)
+    ]
+    for text in [process.communicate(timeout=120)[0] for process in processes]:
+        assert "everybody has 0.0" in text
+        assert "mine was 3.0" in text
+        assert "refused: ['b'] must be the same on all devices, got" in text
 
 
 @pytest.mark.parametrize(

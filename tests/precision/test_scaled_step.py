@@ -13,6 +13,7 @@ from jaxml.method import Method
 from jaxml.parallel import data_mesh, data_parallel
 from jaxml.precision import (
     DynamicLossScale,
+    Policy,
     StaticLossScale,
     mixed_precision,
     policy,
@@ -20,8 +21,8 @@ from jaxml.precision import (
 from jaxml.train import NonFiniteError, Run, fit, gradient_step, init_state
 
 
-def problem(weight=1.0):
-    """Least squares in float16, with a running mean, a teacher and a step counter.
+def plain_problem(weight=1.0):
+    """Least squares with a running mean, a teacher and a step counter.
 
     Its loss is `weight` times as large as it should be.
     """
@@ -47,8 +48,11 @@ def problem(weight=1.0):
         moved = model_state["moved"] + 1
         return params, {**model_state, "teacher": teacher, "moved": moved}
 
-    method = Method(init, loss, predict, after_update)
-    return mixed_precision(method, policy("mixed_float16"))
+    return Method(init, loss, predict, after_update)
+
+
+def problem(weight=1.0):
+    return mixed_precision(plain_problem(weight), policy("mixed_float16"))
 
 
 class Batches:
@@ -180,6 +184,21 @@ def test_float16_learns_only_with_a_scale():
     assert losses["none"] > 5
     assert losses["static"] < 0.01
     assert losses["dynamic"] < 0.01, losses
+
+
+def test_half_parameters_keep_the_dtypes_of_their_state():
+    """Their gradients are float32 once unscaled, and optax would widen its averages."""
+    method = mixed_precision(
+        plain_problem(), Policy("float16", "float16", "float32"), inputs=["x"]
+    )
+    step, state = build(DynamicLossScale.create(256.0), method)
+    assert state.params["w"].dtype == jnp.float16
+    stream, first = Batches(bad=[1]), None
+    for _ in range(60):
+        after, metrics = step(state, next(stream))
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+        state, first = after, first or float(metrics["loss"])
+    assert metrics["loss"] < 0.1 * first
 
 
 def test_many_scales_in_one_program():

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -33,6 +34,7 @@ from jaxml.train import (
     restore,
     storage,
 )
+from jaxml.train import run as run_module
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("JAXML_KILLS", 12))
@@ -241,8 +243,13 @@ def fill(path, leave):
     os.truncate(path, path.stat().st_size - leave)
 
 
-def test_a_run_on_a_full_disk_is_told_and_can_go_on(small_disk, method, batches):
+def test_a_run_on_a_full_disk_is_told_and_can_go_on(
+    small_disk, method, batches, monkeypatch
+):
     """At its next report; when there is space, it continues from what it had."""
+    # TensorBoard's writer has a thread, which dies of a full disk and then blocks.
+    no_tensorboard = SimpleNamespace(find_spec=lambda name: None)
+    monkeypatch.setattr(run_module, "importlib", SimpleNamespace(util=no_tensorboard))
     optimizer = optax.adam(0.01)
     step = jax.jit(gradient_step(method, optimizer, jax.random.key(1)))
     run = Run(small_disk / "run")

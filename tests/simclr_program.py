@@ -1,11 +1,16 @@
-"""One process of a small SimCLR run: `multihost_program.py OUT STEPS [HOST:PORT,ID/COUNT]`."""
+"""A small SimCLR run on digits, or one process of it.
+
+simclr_program.py OUT STEPS [HOST:PORT,ID/COUNT]
+
+In the environment: DEVICES of this process (1), STEP_SECONDS that each step waits (0).
+"""
 
 import os
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import optax
@@ -28,6 +33,7 @@ def build():
 
 
 def main(out, num_steps, where=None):
+    jax.config.update("jax_num_cpu_devices", int(os.environ.get("DEVICES", 1)))
     parallel.initialize(where)
     step, state, batches = build()
 
