@@ -9,6 +9,7 @@
 | `instdisc` | https://arxiv.org/abs/1805.01978 |
 | `invaspread` | https://arxiv.org/abs/1904.03436 |
 | `moco` | https://arxiv.org/abs/1911.05722, https://arxiv.org/abs/2003.04297 |
+| `relative_patch` | https://arxiv.org/abs/1505.05192 |
 | `rotation` | https://arxiv.org/abs/1803.07728 |
 | `simclr` | https://arxiv.org/abs/2002.05709 |
 | `simsiam` | https://arxiv.org/abs/2011.10566 |
@@ -68,6 +69,14 @@ from jaxml.ssl.mutual_information import split_scores as split_scores
 from jaxml.ssl.projected import Projected as Projected
 from jaxml.ssl.queue import enqueue as enqueue
 from jaxml.ssl.queue import init_queue as init_queue
+from jaxml.ssl.relative_patch import DIRECTIONS as DIRECTIONS
+from jaxml.ssl.relative_patch import RelativePatch as RelativePatch
+from jaxml.ssl.relative_patch import drop_colors as drop_colors
+from jaxml.ssl.relative_patch import pair_views as pair_views
+from jaxml.ssl.relative_patch import patch_pair as patch_pair
+from jaxml.ssl.relative_patch import pixelate as pixelate
+from jaxml.ssl.relative_patch import project_colors as project_colors
+from jaxml.ssl.relative_patch import relative_patch as relative_patch
 from jaxml.ssl.rotation import Rotation as Rotation
 from jaxml.ssl.rotation import quarter_turns as quarter_turns
 from jaxml.ssl.rotation import rotation as rotation
