@@ -3,11 +3,14 @@
 | method | paper |
 |---|---|
 | `cmc` | https://arxiv.org/abs/1906.05849 |
+| `colorization` | https://arxiv.org/abs/1603.08511 |
 | `cpc` | https://arxiv.org/abs/1807.03748, https://arxiv.org/abs/1905.09272 |
 | `deep_infomax` | https://arxiv.org/abs/1808.06670 |
 | `distill`, `fine_tune` | SimCLR v2, https://arxiv.org/abs/2006.10029 |
+| `inpainting` | https://arxiv.org/abs/1604.07379 |
 | `instdisc` | https://arxiv.org/abs/1805.01978 |
 | `invaspread` | https://arxiv.org/abs/1904.03436 |
+| `jigsaw` | https://arxiv.org/abs/1603.09246 |
 | `moco` | https://arxiv.org/abs/1911.05722, https://arxiv.org/abs/2003.04297 |
 | `relative_patch` | https://arxiv.org/abs/1505.05192 |
 | `rotation` | https://arxiv.org/abs/1803.07728 |
@@ -22,6 +25,14 @@ losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
 from jaxml.ssl.cmc import CMC as CMC
 from jaxml.ssl.cmc import cmc as cmc
 from jaxml.ssl.cmc import split_lab as split_lab
+from jaxml.ssl.colorization import Colorization as Colorization
+from jaxml.ssl.colorization import annealed_mean as annealed_mean
+from jaxml.ssl.colorization import color_prior as color_prior
+from jaxml.ssl.colorization import color_weights as color_weights
+from jaxml.ssl.colorization import colorization as colorization
+from jaxml.ssl.colorization import colorize as colorize
+from jaxml.ssl.colorization import gamut_bins as gamut_bins
+from jaxml.ssl.colorization import soft_encode as soft_encode
 from jaxml.ssl.cpc import CPC as CPC
 from jaxml.ssl.cpc import PatchEncoder as PatchEncoder
 from jaxml.ssl.cpc import RowContext as RowContext
@@ -43,12 +54,31 @@ from jaxml.ssl.fine_tune import FineTuned as FineTuned
 from jaxml.ssl.fine_tune import fine_tune as fine_tune
 from jaxml.ssl.fine_tune import layerwise_decay as layerwise_decay
 from jaxml.ssl.fine_tune import taken_over as taken_over
+from jaxml.ssl.inpainting import ChannelwiseDense as ChannelwiseDense
+from jaxml.ssl.inpainting import ContextEncoder as ContextEncoder
+from jaxml.ssl.inpainting import PaintingCritic as PaintingCritic
+from jaxml.ssl.inpainting import central_hole as central_hole
+from jaxml.ssl.inpainting import cover as cover
+from jaxml.ssl.inpainting import hole_views as hole_views
+from jaxml.ssl.inpainting import inpainting as inpainting
+from jaxml.ssl.inpainting import painter_optimizer as painter_optimizer
+from jaxml.ssl.inpainting import painting_loss as painting_loss
+from jaxml.ssl.inpainting import random_blocks as random_blocks
+from jaxml.ssl.inpainting import random_region as random_region
 from jaxml.ssl.instdisc import instance_nce as instance_nce
 from jaxml.ssl.instdisc import instance_softmax as instance_softmax
 from jaxml.ssl.instdisc import instdisc as instdisc
 from jaxml.ssl.instdisc import noise_scores as noise_scores
 from jaxml.ssl.invaspread import invaspread as invaspread
 from jaxml.ssl.invaspread import invaspread_loss as invaspread_loss
+from jaxml.ssl.jigsaw import Jigsaw as Jigsaw
+from jaxml.ssl.jigsaw import cut_tiles as cut_tiles
+from jaxml.ssl.jigsaw import hamming_distances as hamming_distances
+from jaxml.ssl.jigsaw import hamming_permutations as hamming_permutations
+from jaxml.ssl.jigsaw import jigsaw as jigsaw
+from jaxml.ssl.jigsaw import jigsaw_views as jigsaw_views
+from jaxml.ssl.jigsaw import normalize_tiles as normalize_tiles
+from jaxml.ssl.jigsaw import shuffle_tiles as shuffle_tiles
 from jaxml.ssl.lars import is_weight as is_weight
 from jaxml.ssl.lars import lars as lars
 from jaxml.ssl.memory_bank import changed_rows as changed_rows

@@ -133,7 +133,9 @@ def project_colors(
 
 @export("ssl.pixelate", since="0.1")
 def pixelate(
-    key: PRNGKeyArray, patch: Float[Array, "size size channels"], least: float | int = 100
+    key: PRNGKeyArray,
+    patch: Float[Array, "size size channels"],
+    least: float | int = 100,
 ) -> Float[Array, "size size channels"]:
     """The patch made smaller, to a random number of pixels, and large again.
 
