@@ -77,10 +77,13 @@ def pretrain(
     views: Views,
     optimizer: optax.GradientTransformation,
     with_index: bool = False,
+    pictures: Callable[[Path, train.TrainState, Split], object] | None = None,
 ) -> Results:
     """Trains one seed (or continues it), judges it, and draws its pictures.
 
     `with_index` tells the method each sample's place in the split, for a memory bank.
+    `pictures` draws what is the method's own: it is given the folder, the last state and
+    the test split.
     """
     source = {"name": dataset, "data_dir": config.data_dir}
     train_split = data.load_arrays(split="train", **source)
@@ -114,6 +117,8 @@ def pretrain(
         labels = _first(test_split, 2000)["label"]
         draw.save_embedding(run.path / "embedding.png", features, labels, method="tsne")
         picture_views(run.path / "views.png", views, train_split["image"][:8])
+        if pictures is not None:
+            pictures(run.path, jax.device_get(state), test_split)
     return results
 
 
@@ -197,5 +202,5 @@ def _as_images(view: jax.Array, images: jax.Array) -> np.ndarray:
     """One view, or several crops, as [batch, views, ...] of the size of the images."""
     crops = view.reshape(len(view), -1, *view.shape[-3:])
     shape = (*crops.shape[:2], *images.shape[1:3], view.shape[-1])
-    resized = np.asarray(jax.image.resize(crops, shape, "nearest"))
+    resized = np.asarray(jax.image.resize(crops, shape, "nearest")).clip(0, 1)
     return np.broadcast_to(resized, (*shape[:-1], images.shape[-1]))
