@@ -288,11 +288,12 @@ def colorization(
         view = batch["view"]
         if view.shape[-1] != 3:
             raise ValueError(f"images must be RGB, got {view.shape[-1]} channels")
-        lab = rgb_to_lab(view)
+        lab = rgb_to_lab(view.astype(jnp.float32))
+        light = (lab[..., :1] / 50 - 1).astype(view.dtype)
         (h, logits), model_state = apply_module(
-            model, params, model_state, lab[..., :1] / 50 - 1, train=True
+            model, params, model_state, light, train=True
         )
-        ab = _resized(lab[..., 1:].astype(jnp.float32), logits.shape[1:3])
+        ab = _resized(lab[..., 1:], logits.shape[1:3])
         logits, truth = logits.astype(jnp.float32), soft_encode(ab, points)
         nearest = jnp.argmax(truth, axis=-1)
         losses = -jnp.sum(truth * jax.nn.log_softmax(logits), axis=-1)

@@ -18,7 +18,7 @@ from jaxml.ssl import (
     soft_encode,
 )
 from tests.numerical import close, gradients
-from tests.ssl.trials import check_all_moved, check_devices, train
+from tests.ssl.trials import check_all_moved, check_bfloat16, check_devices, train
 
 
 def lab_numpy(rgb):
@@ -252,6 +252,10 @@ def test_it_learns_and_touches_every_parameter(rng, side):
     check_all_moved(start, state)
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert history[-1]["ab_error"] < 0.7 * history[0]["ab_error"]
+
+
+def test_a_step_runs_in_bfloat16(rng):
+    check_bfloat16(build(), make_batch(rng))
 
 
 def test_many_devices_take_the_same_steps_as_one(rng):

@@ -21,7 +21,13 @@ from jaxml.ssl import (
     shuffle_tiles,
 )
 from tests.numerical import close, gradients
-from tests.ssl.trials import TinyBackbone, check_all_moved, check_devices, train
+from tests.ssl.trials import (
+    TinyBackbone,
+    check_all_moved,
+    check_bfloat16,
+    check_devices,
+    train,
+)
 
 
 def greedy(num, tiles, rule, first):
@@ -230,6 +236,10 @@ def test_it_learns_and_touches_every_parameter(rng):
     chex.assert_trees_all_equal(
         state.model_state["permutations"], start.model_state["permutations"]
     )
+
+
+def test_a_step_runs_in_bfloat16(rng):
+    check_bfloat16(build(backbone=ConvNet((4,))), make_batch(rng))
 
 
 def test_many_devices_take_the_same_steps_as_one(rng):

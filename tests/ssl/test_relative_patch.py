@@ -18,7 +18,13 @@ from jaxml.ssl import (
     relative_patch,
 )
 from tests.numerical import close, gradients
-from tests.ssl.trials import TinyBackbone, check_all_moved, check_devices, train
+from tests.ssl.trials import (
+    TinyBackbone,
+    check_all_moved,
+    check_bfloat16,
+    check_devices,
+    train,
+)
 
 
 def pairs(image, count, **options):
@@ -240,6 +246,11 @@ def test_noise_teaches_nothing(rng):
 
     *_, history = train(method, noise, 40)
     assert np.mean([row["accuracy"] for row in history[20:]]) < 0.2
+
+
+def test_a_step_runs_in_bfloat16(rng):
+    model = RelativePatch(ConvNet((4,)), (6,))
+    check_bfloat16(relative_patch(model), make_batch(rng))
 
 
 def test_many_devices_take_the_same_steps_as_one(rng):
