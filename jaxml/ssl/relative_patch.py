@@ -123,8 +123,8 @@ def project_colors(
 
     With a = (-1, 2, -1). Gray stays what it is; others can leave [0, 1] by a sixth.
 
-    >>> project_colors(jnp.array([[[0.0, 1.0, 0.0]]])).round(3).tolist()
-    [[[0.333, 0.333, 0.333]]]
+    >>> project_colors(jnp.array([[[0.0, 0.75, 0.0]]])).tolist()
+    [[[0.25, 0.25, 0.25]]]
     """
     red, green, blue = (images[..., i] for i in range(3))
     off = (2 * green - red - blue) / 6
