@@ -76,13 +76,24 @@ def pretrain(
     method: Method,
     views: Views,
     optimizer: optax.GradientTransformation,
+    with_index: bool = False,
+    pictures: Callable[[Path, train.TrainState, Split], object] | None = None,
 ) -> Results:
-    """Trains one seed (or continues it), judges it, and draws its pictures."""
+    """Trains one seed (or continues it), judges it, and draws its pictures.
+
+    `with_index` tells the method each sample's place in the split, for a memory bank.
+    `pictures` draws what is the method's own: it is given the folder, the last state and
+    the test split.
+    """
     source = {"name": dataset, "data_dir": config.data_dir}
     train_split = data.load_arrays(split="train", **source)
     test_split = data.load_arrays(split="test", **source)
     batches = data.load(
-        split="train", batch_size=config.batch_size, seed=config.seed, **source
+        split="train",
+        batch_size=config.batch_size,
+        seed=config.seed,
+        with_index=with_index,
+        **source,
     )
     run = train.Run(config.out, config, ignore=MAY_CHANGE)
     mesh = parallel.data_mesh()
@@ -106,6 +117,8 @@ def pretrain(
         labels = _first(test_split, 2000)["label"]
         draw.save_embedding(run.path / "embedding.png", features, labels, method="tsne")
         picture_views(run.path / "views.png", views, train_split["image"][:8])
+        if pictures is not None:
+            pictures(run.path, jax.device_get(state), test_split)
     return results
 
 
@@ -175,6 +188,19 @@ def picture_views(path: Path, views: Views, images: np.ndarray) -> None:
     images = to_float(images)
     keys = jax.random.split(jax.random.key(0), (4, len(images)))
     drawn = [jax.vmap(views)(row, images) for row in keys]
-    rows = np.stack([images, *(v for d in drawn for v in d.values())], axis=1)
+    crops = [_as_images(v, images) for d in drawn for v in d.values() if _is_image(v)]
+    rows = np.concatenate([images[:, None], *crops], axis=1)
     sheet = rows.reshape(-1, *rows.shape[2:])
     draw.save_image_sheet(path, sheet, columns=rows.shape[1])
+
+
+def _is_image(view: jax.Array) -> bool:
+    return view.ndim >= 4 and view.shape[-1] in (1, 3)
+
+
+def _as_images(view: jax.Array, images: jax.Array) -> np.ndarray:
+    """One view, or several crops, as [batch, views, ...] of the size of the images."""
+    crops = view.reshape(len(view), -1, *view.shape[-3:])
+    shape = (*crops.shape[:2], *images.shape[1:3], view.shape[-1])
+    resized = np.asarray(jax.image.resize(crops, shape, "nearest")).clip(0, 1)
+    return np.broadcast_to(resized, (*shape[:-1], images.shape[-1]))

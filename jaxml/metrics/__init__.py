@@ -23,6 +23,7 @@ from jaxml.metrics.collapse import collapse_metrics as collapse_metrics
 from jaxml.metrics.collapse import diagnose as diagnose
 from jaxml.metrics.collapse import effective_rank as effective_rank
 from jaxml.metrics.collapse import feature_std as feature_std
+from jaxml.metrics.collapse import output_entropies as output_entropies
 from jaxml.metrics.collapse import uniformity as uniformity
 from jaxml.metrics.knn_probe import knn_predict as knn_predict
 from jaxml.metrics.knn_probe import knn_probe as knn_probe

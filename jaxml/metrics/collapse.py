@@ -195,14 +195,34 @@ def collapse_metrics(
         values["alignment"] = alignment(features, positives, axis_name=axis_name)
         values["pair_distance"] = 2 * n / (n - 1) * spread
     if probabilities is not None:
-        p = probabilities.astype(jnp.float32)
-        most, outputs = math.log(p.shape[1]), p.shape[1]
-        row = pmean(jnp.mean(_entropy(p)), axis_name)
-        mean = _entropy(pmean(jnp.mean(p, axis=0), axis_name))
-        values["row_entropy"] = row / most
-        values["mean_entropy"] = mean / most
-        values["outputs_used"] = jnp.exp(mean) / min(n, outputs)
+        values |= output_entropies(probabilities, axis_name=axis_name)
     return values
+
+
+@export("metrics.output_entropies", since="0.1")
+def output_entropies(
+    probabilities: Float[Array, "batch outputs"], *, axis_name: str | None = None
+) -> dict[str, Float[Array, ""]]:
+    """How a head uses its outputs: the part of `collapse_metrics` that says so.
+
+    Args:
+        probabilities: rows that add up to 1.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    >>> values = output_entropies(jnp.eye(4))
+    >>> {name: round(float(value), 3) for name, value in values.items()}
+    {'row_entropy': 0.0, 'mean_entropy': 1.0, 'outputs_used': 1.0}
+    """
+    p = probabilities.astype(jnp.float32)
+    n = len(p) * (1 if axis_name is None else lax.axis_size(axis_name))
+    most, outputs = math.log(p.shape[1]), p.shape[1]
+    row = pmean(jnp.mean(_entropy(p)), axis_name)
+    mean = _entropy(pmean(jnp.mean(p, axis=0), axis_name))
+    return {
+        "row_entropy": row / most,
+        "mean_entropy": mean / most,
+        "outputs_used": jnp.exp(mean) / min(n, outputs),
+    }
 
 
 @export("metrics.Finding", since="0.1")

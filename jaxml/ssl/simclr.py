@@ -18,10 +18,9 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-import optax
 
 from jaxml.export import export
-from jaxml.losses.contrastive import nt_xent_logits
+from jaxml.losses.contrastive import nt_xent_rows
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
 from jaxml.metrics.collapse import feature_std
 from jaxml.nn.functional import apply_module, init_module
@@ -82,12 +81,11 @@ def simclr(model: SimCLR, *, temperature: float = 0.1) -> Method:
             model, params, model_state, views, train=True
         )
         z1, z2 = jnp.split(z, 2)
-        logits, partners = nt_xent_logits(z1, z2, temperature, model.axis_name)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, partners)
+        losses, found = nt_xent_rows(z1, z2, temperature, model.axis_name)
         value = jnp.mean(losses)
         metrics = {
             "loss": value,
-            "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == partners),
+            "accuracy": jnp.mean(found, dtype=jnp.float32),
             "feature_std_h": feature_std(h, axis_name=model.axis_name),
             "feature_std_z": feature_std(z, axis_name=model.axis_name),
         }
