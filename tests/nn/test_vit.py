@@ -22,6 +22,7 @@ from jaxml.nn.vit import (
     vit_tiny,
 )
 from jaxml.parallel.mesh import data_mesh
+from tests.nn.test_positions import numpy_sincos
 
 
 def tiny(**options):
@@ -83,24 +84,6 @@ def numpy_vit(params, images, patch_size, depth, heads, class_token, position):
         return norm(x, params["norm"])
 
     return np.stack([one(image) for image in images.astype(np.float64)])
-
-
-def numpy_sincos(height, width, features):
-    rows = []
-    for y in range(height):
-        for x in range(width):
-            w = [10000.0 ** (-i / (features // 4)) for i in range(features // 4)]
-            row = [math.sin(x * f) for f in w] + [math.cos(x * f) for f in w]
-            row += [math.sin(y * f) for f in w] + [math.cos(y * f) for f in w]
-            rows.append(row)
-    return np.array(rows)
-
-
-@pytest.mark.parametrize("size", [(1, 1, 4), (3, 4, 12), (7, 2, 32)])
-def test_sincos_matches_loops(size):
-    actual = sincos_positions(*size)
-    assert actual.dtype == np.float32
-    chex.assert_trees_all_close(actual, numpy_sincos(*size), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -280,11 +263,6 @@ def test_rejects_what_it_cannot_build(options, message):
         tiny(**options).init(jax.random.key(0), jnp.ones((1, 6, 8, 3)), train=False)
 
 
-def test_sincos_rejects_odd_widths():
-    with pytest.raises(ValueError, match="multiple of four"):
-        sincos_positions(2, 2, 6)
-
-
 @pytest.mark.parametrize("names", ["scan", "remat", "scan remat"])
 def test_scan_and_remat_change_nothing(rng, names):
     options = dict.fromkeys(names.split(), True)
@@ -425,5 +403,3 @@ def test_stacking_tells_what_it_wants(rng):
         stack_blocks({"norm": {}})
     with pytest.raises(ValueError, match="params must have blocks, got norm"):
         unstack_blocks({"norm": {}})
-    with pytest.raises(ValueError, match="at least 3 x 3, got 4"):
-        resize_positions(np.zeros((4, 2), np.float32), (3, 3), (2, 2))

@@ -1,0 +1,72 @@
+"""Positions of patches: the sine-cosine table, and a table on another grid."""
+
+import math
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxml.nn.positions import resize_positions, sincos_positions
+
+
+def numpy_sincos(height, width, features):
+    rows = []
+    for y in range(height):
+        for x in range(width):
+            w = [10000.0 ** (-i / (features // 4)) for i in range(features // 4)]
+            row = [math.sin(x * f) for f in w] + [math.cos(x * f) for f in w]
+            row += [math.sin(y * f) for f in w] + [math.cos(y * f) for f in w]
+            rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 4), (3, 4, 12), (7, 2, 32)])
+def test_sincos_matches_loops(size):
+    actual = sincos_positions(*size)
+    assert actual.dtype == np.float32
+    chex.assert_trees_all_close(actual, numpy_sincos(*size), atol=1e-6)
+
+
+def test_sincos_rejects_odd_widths():
+    with pytest.raises(ValueError, match="multiple of four"):
+        sincos_positions(2, 2, 6)
+
+
+def cubic(t):
+    """Keys' kernel with a = -1/2."""
+    t = abs(t)
+    if t < 1:
+        return 1.5 * t**3 - 2.5 * t**2 + 1
+    return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
+
+
+def weights_numpy(old, new):
+    """Rows of weights, wider where there are fewer new places than old ones."""
+    scale = old / new
+    width = max(1, scale)
+    rows = []
+    for o in range(new):
+        centre = (o + 0.5) * scale
+        row = np.array([cubic((i + 0.5 - centre) / width) for i in range(old)])
+        rows.append(row / row.sum())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("new", [(3, 4), (5, 9), (2, 1), (7, 3)])
+def test_resampling_is_bicubic_and_leaves_others_alone(rng, new):
+    positions = np.float32(rng.normal(size=(2 + 3 * 4, 5)))
+    actual = resize_positions(positions, (3, 4), new)
+    rows, columns = weights_numpy(3, new[0]), weights_numpy(4, new[1])
+    grid = np.einsum("ih,jw,hwc->ijc", rows, columns, positions[2:].reshape(3, 4, 5))
+    expected = np.concatenate([positions[:2], grid.reshape(-1, 5)])
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
+    if new == (3, 4):
+        chex.assert_trees_all_close(actual, positions, rtol=1e-6, atol=1e-6)
+
+
+def test_resampling_keeps_dtype_and_wants_a_grid():
+    half = jnp.ones((4, 2), jnp.bfloat16)
+    assert resize_positions(half, (2, 2), (3, 3)).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="at least 3 x 3, got 4"):
+        resize_positions(half, (3, 3), (2, 2))
