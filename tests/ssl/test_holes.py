@@ -35,7 +35,7 @@ def test_random_regions_cover_their_share_to_the_pixel():
 
 
 def test_random_blocks_are_rectangles_within_their_share():
-    draw = jax.vmap(lambda key: random_blocks(key, 20, 16, 0.25, tries=5))
+    draw = jax.vmap(lambda key: random_blocks(key, 20, 16, 0.25, tries=12))
     holes = np.asarray(draw(jax.random.split(jax.random.key(0), 300)))[..., 0]
     area = holes.sum(axis=(1, 2))
     assert area.min() >= 3 * 2

@@ -146,12 +146,25 @@ def make_batch(rng, size=8):
     return {"tiles": np.float32(tiles), "image": image[:, :2, :2]}
 
 
+# None is its own inverse: which way tiles are moved makes a difference.
+TABLE = np.array(
+    [
+        [1, 2, 3, 0],
+        [2, 0, 3, 1],
+        [3, 1, 0, 2],
+        [0, 2, 3, 1],
+        [1, 3, 2, 0],
+        [2, 3, 1, 0],
+    ]
+)
+
+
 def build(axis_name=None, backbone=None, **options):
     options = {"dim": 4, "widths": (8,), **options}
     model = Jigsaw(
         backbone or TinyBackbone(4), num_permutations=6, axis_name=axis_name, **options
     )
-    return jigsaw(model, hamming_permutations(6, 4))
+    return jigsaw(model, TABLE)
 
 
 def test_loss_is_that_of_the_shuffled_tiles(rng):
@@ -162,14 +175,13 @@ def test_loss_is_that_of_the_shuffled_tiles(rng):
         int(jax.random.randint(jax.random.fold_in(key, i), (), 0, 6)) for i in range(5)
     ]
     assert len(set(drawn)) > 2
-    table = hamming_permutations(6, 4)
 
     def loss(w, b, v, c, u, d):
         total = 0.0
         for image, which in zip(np.float64(batch["tiles"]), drawn, strict=True):
             codes = []
             for k in range(4):
-                x = image[table[which][k]]
+                x = image[TABLE[which][k]]
                 x = (x - x.mean()) / np.sqrt(x.var() + 1e-8)
                 codes.append(np.maximum((x.reshape(-1) @ w + b) @ v + c, 0))
             logits = np.concatenate(codes) @ u + d
@@ -221,7 +233,7 @@ def test_the_state_keeps_the_permutations(rng):
     """A checkpoint's own set is used, whatever the method was built with."""
     method, batch = build(), make_batch(rng)
     params, state = method.init(jax.random.key(0), batch)
-    chex.assert_trees_all_equal(state["permutations"], hamming_permutations(6, 4))
+    chex.assert_trees_all_equal(state["permutations"], TABLE.astype(np.int32))
     other = {**state, "permutations": jnp.flip(state["permutations"], axis=1)}
     losses = [
         method.loss(params, s, batch, jax.random.key(0))[0] for s in (state, other)
