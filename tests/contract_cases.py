@@ -72,7 +72,7 @@ def crops() -> Batch:
     return {**batch, "global": large, "local": large[:, :1, :6, :6]}
 
 
-CORNERS = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+BINS = 40.0 * jnp.array([[1, 1], [1, -1], [-1, 1], [-1, -1], [0, 0]])
 
 
 def patches(count: int) -> Batch:
@@ -102,7 +102,7 @@ def ssl_cmc() -> tuple[Method, Batch]:
 def ssl_colorization() -> tuple[Method, Batch]:
     image = jax.random.uniform(jax.random.key(0), (SIZE, 8, 8, 3))
     blocks = [(4, 1, 2, 1), (4, 1, 1, 2)]
-    method = colorization(Colorization(blocks, 4, 4), 40 * CORNERS)
+    method = colorization(Colorization(blocks, 4, len(BINS)), BINS)
     return method, {"image": image, "view": image}
 
 
