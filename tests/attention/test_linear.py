@@ -134,6 +134,16 @@ def test_a_state_carries_on(qkv, with_segments):
     chex.assert_trees_all_close((pieces, end), (whole, last), rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_is_seen_by_all_where_nothing_is_causal(qkv):
+    q, k, v = qkv()
+    state = linear_attention(q[:, :9], k[:, :9], v[:, :9], return_state=True)[1]
+    rest = linear_attention(
+        q, k[:, 9:], v[:, 9:], initial_state=state, return_state=True
+    )
+    whole = linear_attention(q, k, v, return_state=True)
+    chex.assert_trees_all_close(rest, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_decoding_is_the_parallel_form(qkv, normalize):
     q, k, v = qkv(12, 12)
