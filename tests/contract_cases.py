@@ -35,6 +35,7 @@ from jaxml.ssl import (
     deep_infomax,
     distill,
     fine_tune,
+    gamut_bins,
     hamming_permutations,
     inpainting,
     instdisc,
@@ -72,9 +73,6 @@ def crops() -> Batch:
     return {**batch, "global": large, "local": large[:, :1, :6, :6]}
 
 
-BINS = 40.0 * jnp.array([[1, 1], [1, -1], [-1, 1], [-1, -1], [0, 0]])
-
-
 def patches(count: int) -> Batch:
     """Parts of each image."""
     image = views()["image"]
@@ -102,7 +100,8 @@ def ssl_cmc() -> tuple[Method, Batch]:
 def ssl_colorization() -> tuple[Method, Batch]:
     image = jax.random.uniform(jax.random.key(0), (SIZE, 8, 8, 3))
     blocks = [(4, 1, 2, 1), (4, 1, 1, 2)]
-    method = colorization(Colorization(blocks, 4, len(BINS)), BINS)
+    bins = gamut_bins(40)
+    method = colorization(Colorization(blocks, 4, len(bins)), bins)
     return method, {"image": image, "view": image}
 
 
