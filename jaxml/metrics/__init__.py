@@ -6,7 +6,7 @@
 | `linear_probe` | accuracy of a linear classifier on frozen features |
 | `fit_linear_probe`, `linear_probe_logits` | that classifier itself |
 | `few_labels` | which samples keep their label when only a few per class may |
-| `feature_std`, `effective_rank` | whether features collapsed, and to how few dims |
+| `feature_std`, `effective_rank`, `participation_ratio` | whether features collapsed, and to how few dims |
 | `alignment`, `uniformity` | how near positives lie, how evenly all features spread |
 | `collapse_metrics` | all of these at once |
 | `step_disagreement` | whether two programs for one training step agree |
@@ -25,6 +25,7 @@ from jaxml.metrics.collapse import effective_rank as effective_rank
 from jaxml.metrics.collapse import feature_std as feature_std
 from jaxml.metrics.collapse import output_entropies as output_entropies
 from jaxml.metrics.collapse import pair_metrics as pair_metrics
+from jaxml.metrics.collapse import participation_ratio as participation_ratio
 from jaxml.metrics.collapse import uniformity as uniformity
 from jaxml.metrics.diagnose import Finding as Finding
 from jaxml.metrics.diagnose import diagnose as diagnose

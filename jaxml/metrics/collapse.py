@@ -31,7 +31,13 @@ from jax import lax
 
 from jaxml.export import export
 from jaxml.ops.similarity import unit
-from jaxml.parallel.collectives import all_gather, axis_size, pmean, sample_positions
+from jaxml.parallel.collectives import (
+    all_gather,
+    axis_size,
+    pmean,
+    psum,
+    sample_positions,
+)
 from jaxml.typing import Array, Float, Int
 
 
@@ -77,6 +83,31 @@ def effective_rank(
     s = jnp.linalg.svd(x, compute_uv=False)
     share = s / jnp.maximum(jnp.sum(s), 1e-30) + eps
     return jnp.exp(-jnp.sum(share * jnp.log(share)))
+
+
+@export("metrics.participation_ratio", since="0.1")
+def participation_ratio(
+    features: Float[Array, "batch dim"], *, axis_name: str | None = None
+) -> Float[Array, ""]:
+    """How many dimensions unit rows vary in, in [1, min(batch, dim)]: needs no SVD.
+
+    (sum_k v_k)^2 / sum_k v_k^2 of the variances along the principal axes. A coarser
+    number than the effective rank, as few large variances hide many small ones.
+
+    Args:
+        features: any scale.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    >>> line = jnp.array([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
+    >>> [round(float(participation_ratio(x)), 3) for x in (line, jnp.eye(3))]
+    [1.0, 2.0]
+    """
+    x = unit(features.astype(jnp.float32))
+    x = x - pmean(jnp.mean(x, axis=0, keepdims=True), axis_name)
+    is_wide = axis_name is None and len(x) < x.shape[1]
+    gram = jnp.matmul(x, x.T) if is_wide else psum(jnp.matmul(x.T, x), axis_name)
+    square = jnp.sum(jnp.square(gram))
+    return jnp.where(square > 0, jnp.trace(gram) ** 2 / square, 1.0)
 
 
 @export("metrics.alignment", since="0.1")
@@ -166,7 +197,8 @@ def collapse_metrics(
         axis_name: mesh axis the batch is split over, inside `shard_map`.
 
     Returns:
-        feature_std, uniformity, effective_rank; `rank_share` of min(batch, dim); with
+        feature_std, uniformity, participation_ratio, effective_rank; `rank_share` of
+        min(batch, dim); with
         positives `alignment`, and `pair_distance`, the mean squared distance of all
         pairs on the unit sphere, which it should undercut; with probabilities
         `row_entropy`, the mean entropy of a row, and `mean_entropy`, that of the mean
@@ -185,10 +217,11 @@ def collapse_metrics(
         "effective_rank": rank,
         "rank_share": rank / min(n, x.shape[1]),
     }
+    y = features if positives is None else positives
+    pairs = pair_metrics(features, y, axis_name=axis_name)
     if positives is None:
-        values["uniformity"] = uniformity(features, axis_name=axis_name)
-    else:
-        values |= pair_metrics(features, positives, axis_name=axis_name)
+        del pairs["alignment"], pairs["pair_distance"]
+    values |= pairs
     if probabilities is not None:
         values |= output_entropies(probabilities, axis_name=axis_name)
     return values
@@ -201,7 +234,7 @@ def pair_metrics(
     *,
     axis_name: str | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """How positives and all others lie: the part of `collapse_metrics` for every step.
+    """How positives and all others lie: monitors cheap enough for every step.
 
     Args:
         x: features of one view, any scale; at least two rows in all.
@@ -210,7 +243,7 @@ def pair_metrics(
 
     Returns:
         alignment; pair_distance, the mean squared distance of all pairs of x on the unit
-        sphere; and the uniformity of x. None has a gradient.
+        sphere; and the uniformity and participation_ratio of x. None has a gradient.
     """
     x, y = (lax.stop_gradient(v.astype(jnp.float32)) for v in (x, y))
     z, n = unit(x), len(x) * axis_size(axis_name)
@@ -221,6 +254,7 @@ def pair_metrics(
         "alignment": alignment(x, y, axis_name=axis_name),
         "pair_distance": 2 * n / (n - 1) * spread,
         "uniformity": uniformity(x, axis_name=axis_name),
+        "participation_ratio": participation_ratio(x, axis_name=axis_name),
     }
 
 

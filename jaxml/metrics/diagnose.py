@@ -7,7 +7,8 @@ followed by whose number it is: `feature_std_h` is the `feature_std` of h.
     finding                 when
     not finite              any number is NaN or infinite
     complete collapse       feature_std < 0.1
-    dimensional collapse    rank_share < 0.1
+    dimensional collapse    rank_share < 0.1, or participation_ratio < 1.5: one direction
+                            has nearly all of the variance
     unrelated positives     alignment > 0.95 pair_distance, as for shuffled pairs
     identical positives     alignment < 0.001 pair_distance, as for one view twice, and no
                             collapse that would explain it
@@ -17,7 +18,8 @@ followed by whose number it is: `feature_std_h` is the `feature_std` of h.
     constant output         mean_entropy - row_entropy < 0.01 and not uniform: the output
                             does not depend on the input
     few outputs used        outputs_used < 0.1 and the output not constant
-    unequal marginals       marginal_error > 1: an output gets twice its share, or more
+    unequal marginals       marginal_error > 0.5: half of the assignment lies on outputs
+                            beyond their equal share
     temperature too low     hardest_share > 0.9: one negative has all of the gradient
     batch statistics leak   accuracy > batch_accuracy + 0.1: a positive is told from the
                             many of other batches more surely than from its own batch, by
@@ -92,11 +94,15 @@ def _features(m: Mapping[str, float]) -> Iterator[Finding]:
         yield Finding("complete collapse", detail)
         return
     flat = list(_named(m, "rank_share", lambda share: share < 0.1))
+    line = list(_named(m, "participation_ratio", lambda dims: dims < 1.5))
     if flat:
         detail = (
             f"{_listed(m, flat)} is below 0.1: the effective rank as a share of what "
             "batch and dim allow"
         )
+        yield Finding("dimensional collapse", detail)
+    elif line:
+        detail = f"{_listed(m, line)} is below 1.5, all features lie near one line"
         yield Finding("dimensional collapse", detail)
     if "alignment" not in m or "pair_distance" not in m:
         return
@@ -107,7 +113,7 @@ def _features(m: Mapping[str, float]) -> Iterator[Finding]:
             "rows, are the views in one order?"
         )
         yield Finding("unrelated positives", detail)
-    elif apart < 0.001 * chance and not flat:
+    elif apart < 0.001 * chance and not flat and not line:
         detail = (
             f"alignment {apart:.3g} is nothing beside {chance:.3g} between any two "
             "rows, do the views differ?"
@@ -116,10 +122,10 @@ def _features(m: Mapping[str, float]) -> Iterator[Finding]:
 
 
 def _outputs(m: Mapping[str, float]) -> Iterator[Finding]:
-    if m.get("marginal_error", 0.0) > 1:
+    if m.get("marginal_error", 0.0) > 0.5:
         detail = (
-            f"marginal_error {m['marginal_error']:.3g}: an output gets "
-            f"{1 + m['marginal_error']:.3g} times its equal share"
+            f"{m['marginal_error']:.1%} of the assignment lies on outputs beyond their "
+            "equal share"
         )
         yield Finding("unequal marginals", detail)
     loss, chance = m.get("loss", math.inf), m.get("loss_at_chance", math.nan)

@@ -160,9 +160,9 @@ def swav(
     with a queue `queue` [queue_size, globals, dim], newest first. Metrics: the loss, and
     what `jaxml.metrics.diagnose` reads: `loss_at_chance`, which is ln(num_prototypes);
     `feature_std` of h and z; `pair_metrics` of the first two crops' z; how the
-    predictions use the prototypes (`output_entropies`); and `marginal_error`, how far
-    the use of a prototype in the codes, those of the queue included, is from the equal
-    share, at worst, as a multiple of that share.
+    predictions use the prototypes (`output_entropies`); and `marginal_error`, the part of
+    the codes, those of the queue included, that lies on prototypes beyond their equal
+    share.
 
     Args:
         model: backbone and head; the paper's is `widths=(2048, 128), normalize=True`.
@@ -253,7 +253,9 @@ def swav(
                 "feature_std_h": feature_std(h[0], axis_name=axis_name),
                 "feature_std_z": feature_std(z[0], axis_name=axis_name),
                 **pair_metrics(z[0], z[1], axis_name=axis_name),
-                "marginal_error": jnp.max(jnp.abs(num_prototypes * shares - 1)),
+                "marginal_error": jnp.mean(
+                    jnp.sum(jnp.abs(shares - 1 / num_prototypes), axis=1) / 2
+                ),
                 **output_entropies(
                     jax.nn.softmax(scores[0] / temperature), axis_name=axis_name
                 ),

@@ -19,8 +19,8 @@ from jax import lax
 from jaxml.compose import accumulated, newest_first
 from jaxml.losses import nt_xent_logits
 from jaxml.losses.blockwise_similarity import Contrast
-from jaxml.metrics import collapse_metrics, diagnose, step_disagreement
-from jaxml.nn import BatchNorm, ConvNet
+from jaxml.metrics import diagnose, step_disagreement
+from jaxml.nn import BatchNorm
 from jaxml.parallel import data_mesh, data_parallel
 from jaxml.ssl import Projected, SimCLR, SimSiam, moco, simclr, simsiam, swav
 from jaxml.train import gradient_step, init_state
@@ -57,12 +57,10 @@ def test_no_stop_gradient(monkeypatch, is_broken):
     if is_broken:
         monkeypatch.setattr(lax, "stop_gradient", lambda x: x)
     model = SimSiam(TinyBackbone(16), dim=16, bottleneck=8, num_projector_layers=2)
-    method = simsiam(model)
-    _, state, history = train(method, views, 300, optax.sgd(0.05, 0.9))
-    features = method.predict(state.params, state.model_state, views(1000))
-    found = names(history[-1] | collapse_metrics(features))
-    print(history[-1], found)
-    assert found == ({"complete collapse"} if is_broken else set())
+    optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.5, 0.9))
+    row = last(simsiam(model), partial(views, noise=5.0), 200, optimizer)
+    # Batch norm behind z keeps it off a single point: it collapses to a line.
+    assert names(row) == ({"dimensional collapse"} if is_broken else set())
 
 
 # SimCLR whose gradient stops at what the other devices have.
@@ -72,12 +70,12 @@ def test_gather_without_gradient(monkeypatch):
     def method(axis_name):
         return simclr(SimCLR(TinyBackbone(), (8, 4), axis_name), temperature=0.5)
 
-    assert not compared(method, two_views(np.random.default_rng(0), 16))
+    batch = two_views(np.random.default_rng(0), 16)
+    assert not compared(method, batch)
+    whole = import_module("jaxml.losses.contrastive").all_gather
 
     def cut(x, axis_name):
-        return lax.all_gather(
-            lax.stop_gradient(x), axis_name, tiled=True, to="invarying"
-        )
+        return whole(lax.stop_gradient(x) if axis_name else x, axis_name)
 
     def rows(z1, z2, temperature, axis_name):
         logits, partners = nt_xent_logits(z1, z2, temperature, axis_name)
@@ -87,23 +85,18 @@ def test_gather_without_gradient(monkeypatch):
         )
 
     monkeypatch.setattr(import_module("jaxml.ssl.simclr"), "nt_xent_rows", rows)
-    reference = jax.jit(one_device_step(method))
+    assert not compared(method, batch)
     monkeypatch.setattr("jaxml.losses.contrastive.all_gather", cut)
-    batch = two_views(np.random.default_rng(0), 16)
-    assert compared(method, batch, reference) == {"gradient differs"}
+    assert compared(method, batch) == {"gradient differs"}
 
 
-def one_device_step(method):
-    return gradient_step(method(None), SGD, jax.random.key(1))
-
-
-def compared(method, batch, reference=None) -> set[str]:
+def compared(method, batch) -> set[str]:
     """What is found in a step on eight devices."""
     state = init_state(method(None), SGD, jax.random.key(0), batch)
     many = gradient_step(method("data"), SGD, jax.random.key(1), "data")
     many = data_parallel(many, data_mesh())
-    reference = reference or jax.jit(one_device_step(method))
-    return names(step_disagreement(many, reference, state, batch))
+    one = jax.jit(gradient_step(method(None), SGD, jax.random.key(1)))
+    return names(step_disagreement(many, one, state, batch))
 
 
 def test_batch_norm_of_each_device_alone():
@@ -168,7 +161,6 @@ def test_batch_norm_leak(num_groups, shuffle, leaks):
         shuffle=shuffle,
     )
     row = last(method, batches, 80)
-    print(row)
     assert ("batch statistics leak" in names(row)) == leaks
 
 
@@ -196,7 +188,7 @@ def micro_batched(method, k, *, teacher_too_often=False, queue_too_often=False):
                 new = [*new, rows] if j else [rows]
                 model_state = {**model_state, "queue": before["queue"]}
             if teacher_too_often:
-                _, model_state = method.after_update(params, model_state, 0)
+                _, model_state = method.after_update(params, model_state, jnp.array(0))
             total += value / k
         if not queue_too_often:
             rows = jnp.stack(new, axis=1).reshape(-1, new[0].shape[-1])
@@ -219,12 +211,12 @@ def micro_batched(method, k, *, teacher_too_often=False, queue_too_often=False):
 def test_state_that_moves_with_every_micro_batch(fault, part):
     method = moco(Projected(TinyBackbone(), (4,)), queue_size=11, momentum=0.9)
     batch = two_views(np.random.default_rng(0), 8)
-    state, _, _ = train(method, batch, 0)
+    state = init_state(method, SGD, jax.random.key(0), batch)
     # Apart from the student, as it is after the first step.
     state.model_state["teacher"]["params"] = jax.tree.map(
         lambda p: 0.9 * p, state.params
     )
-    step = partial(gradient_step, optimizer=optax.adam(1e-2), key=jax.random.key(1))
+    step = partial(gradient_step, optimizer=SGD, key=jax.random.key(1))
     broken = jax.jit(step(micro_batched(method, 2, **fault)))
     found = diagnose(step_disagreement(broken, jax.jit(step(method)), state, batch))
     differs = [finding for finding in found if finding.name == "state differs"]
@@ -240,17 +232,15 @@ def test_state_that_moves_with_every_micro_batch(fault, part):
 
 
 @pytest.mark.parametrize(
-    "temperature, found", [(0.1, set()), (0.001, {"temperature too low"})]
+    "temperature, found", [(0.2, set()), (0.001, {"temperature too low"})]
 )
 def test_temperature_too_low(temperature, found):
-    by_simclr = simclr(SimCLR(ConvNet((8,)), (16, 16)), temperature=temperature)
-    by_moco = moco(
-        Projected(ConvNet((8,)), (16,)), queue_size=128, temperature=temperature
-    )
-    for method in (by_simclr, by_moco):
-        row = last(method, views, 30)
-        print(row)
-        assert names(row) == found
+    head = Projected(TinyBackbone(16), (16,))
+    for method in (
+        simclr(SimCLR(TinyBackbone(16), (16, 16)), temperature=temperature),
+        moco(head, queue_size=128, temperature=temperature),
+    ):
+        assert names(last(method, views, 30, optax.sgd(1e-3))) == found
 
 
 def swav_batch(step):
@@ -273,19 +263,14 @@ def clusters(**options):
     ids=["simclr", "moco", "swav"],
 )
 def test_loss_is_ln_k(method, batches):
-    """A head whose last layer is zero: all candidates are alike."""
-    state, _, history = train(method, batches, 30)
-    assert "uniform output" not in names(history[-1])
-    params = jax.tree.map_with_path(
-        lambda path, p: p * ("Dense_1" not in jax.tree_util.keystr(path)), state.params
-    )
-    if "queue" in state.model_state:
-        params = jax.tree.map(jnp.zeros_like, state.params)
-    state = init_state(method, SGD, jax.random.key(0), batches(0))
+    """Of a network that is dead all candidates are alike."""
+    _, state, history = train(method, batches, 30)
+    assert not names(history[-1])
+    dead = jax.tree.map(jnp.zeros_like, state.params)
     _, (_, metrics) = method.loss(
-        params, state.model_state, batches(0), jax.random.key(0)
+        dead, state.model_state, batches(0), jax.random.key(0)
     )
-    assert "uniform output" in names(metrics)
+    assert names(metrics) == {"uniform output", "complete collapse"}
 
 
 # Codes that do not share out the prototypes.
@@ -296,7 +281,6 @@ def test_loss_is_ln_k(method, batches):
 def test_marginals_off(num_iterations, queue_size):
     options = {"num_iterations": num_iterations, "queue_size": queue_size}
     row = last(clusters(**options), swav_batch, 60)
-    print(row)
     assert ("unequal marginals" in names(row)) == (num_iterations == 0)
 
 
