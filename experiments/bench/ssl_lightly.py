@@ -1,9 +1,9 @@
-"""Three methods in lockstep with lightly: same start, same views, same result?
+"""Three methods in lockstep with lightly, from the same start and on the same views.
 
     python -m experiments.bench.ssl_lightly
     python -m experiments.bench.ssl_lightly --methods moco --seeds 1
 
-Both libraries train the same network from the same weights with the same optimizer, and in
+SimCLR, MoCo v2 and SwAV: both libraries train the same network from the same weights with the same optimizer, and in
 every step both get the same two augmented images of each sample, drawn once. lightly gives
 heads, prototypes, loss, memory bank, momentum and split batch norm, in PyTorch. A bias that
 only lightly has (of the prototypes, and behind SimCLR's last batch norm) is held at zero.

@@ -42,6 +42,7 @@ from jaxml.ssl.fine_tune import FineTuned as FineTuned
 from jaxml.ssl.fine_tune import fine_tune as fine_tune
 from jaxml.ssl.fine_tune import layerwise_decay as layerwise_decay
 from jaxml.ssl.fine_tune import taken_over as taken_over
+from jaxml.ssl.fine_tune import transformer_depth as transformer_depth
 from jaxml.ssl.instdisc import instance_nce as instance_nce
 from jaxml.ssl.instdisc import instance_softmax as instance_softmax
 from jaxml.ssl.instdisc import instdisc as instdisc
