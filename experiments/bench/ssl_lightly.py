@@ -1,17 +1,34 @@
 """Three methods in lockstep with lightly, from the same start and on the same views.
 
     python -m experiments.bench.ssl_lightly
-    python -m experiments.bench.ssl_lightly --methods moco --seeds 1
+    python -m experiments.bench.ssl_lightly --dataset digits --no-halve --num-images 1437
+        --num-steps 150 --labels-per-class 10
 
-SimCLR, MoCo v2 and SwAV: both libraries train the same network from the same weights with the same optimizer, and in
-every step both get the same two augmented images of each sample, drawn once. lightly gives
-heads, prototypes, loss, memory bank, momentum and split batch norm, in PyTorch. A bias that
-only lightly has (of the prototypes, and behind SimCLR's last batch norm) is held at zero.
-The features of the last step are judged as everywhere in `experiments/ssl/protocol.py`.
+SimCLR, MoCo v2 and SwAV: both libraries train the same network from the same weights with
+the same optimizer, and in every step both get the same two augmented images of each sample,
+drawn once. lightly gives heads, prototypes, loss, memory bank, momentum and split batch
+norm, in PyTorch. A bias that only lightly has (of the prototypes, and behind SimCLR's last
+batch norm) is held at zero. The features of the last step are judged as everywhere in
+`experiments/ssl/protocol.py`.
 
-`first` is how far apart the losses of the first step lie: without MoCo's shuffling, which
-each library draws for itself, it is rounding. After that rounding grows, as in any training,
-and the accuracies differ as those of two runs of one library do.
+`first` is how far apart the losses of the first step lie. It is rounding, but for MoCo, whose
+shuffling each library draws for itself. From the second step on rounding decides which side
+of zero some activations fall on, and the runs part, as two runs of one library do.
+
+Measured with the second command (seeds 0 to 2, JAX 0.10.2, PyTorch 2.13.0, two shared CPU
+cores, 5 minutes), accuracy on the 360 test images in percent, mean (lowest to highest):
+
+    method  library    kNN                     linear, 10 labels per class    first
+    simclr  jaxml      96.5 (96.1 to 97.2)     92.7 (91.5 to 94.1)
+            lightly    96.6 (96.3 to 97.2)     92.7 (91.8 to 93.5)            5e-07
+    moco    jaxml      97.6 (97.2 to 97.7)     92.3 (90.7 to 93.8)
+            lightly    97.2 (96.9 to 97.7)     90.5 (87.6 to 92.4)            4e-02
+    swav    jaxml      95.1 (94.1 to 95.8)     90.1 (87.9 to 92.4)
+            lightly    95.3 (94.9 to 96.1)     88.4 (86.8 to 90.4)            2e-06
+
+The vote of the neighbours agrees within 0.4 points. The probe of ten labels per class differs
+by up to 1.8, and by 3 to 5 from seed to seed of either library: three seeds do not tell them
+apart.
 """
 
 import copy
@@ -29,7 +46,7 @@ import tyro
 
 from experiments.ssl.protocol import garment_view
 from jaxml import data, ops, train
-from jaxml.method import Batch, Method, Params
+from jaxml.method import Batch, Method, Metrics, Params
 from jaxml.metrics import few_labels, knn_probe, linear_probe
 from jaxml.nn import BatchNorm, ConvNet
 from jaxml.ssl import Projected, SimCLR, moco, simclr, swav
@@ -122,9 +139,9 @@ def main(config: Config) -> Mapping[str, float]:
     results = {}
     print(f"{'':<8}{'':<10}{'kNN, %':>22}{'linear, %':>22}{'first':>10}")
     for name in config.methods:
-        rows = [
-            lockstep(config, name, config.seed + i, splits) for i in range(config.seeds)
-        ]
+        program = compiled(config, name)
+        seeds = range(config.seed, config.seed + config.seeds)
+        rows = [lockstep(config, name, program, seed, splits) for seed in seeds]
         for library in rows[0]:
             values = {k: [row[library][k] for row in rows] for k in rows[0][library]}
             cells = [
@@ -159,37 +176,51 @@ def load(config: Config) -> Splits:
     return Splits(*splits)
 
 
-def lockstep(
-    config: Config, name: str, seed: int, splits: Splits
-) -> dict[str, dict[str, float]]:
-    """Trains one seed of both libraries, and judges them."""
-    init_key, view_key, run_key = jax.random.split(jax.random.key(seed), 3)
+class Program(NamedTuple):
+    """One method of this library, compiled once for all seeds."""
+
+    init: Callable[[PRNGKeyArray, Batch], train.TrainState]
+    step: Callable[[train.TrainState, Batch], tuple[train.TrainState, Metrics]]
+    predict: Callable[..., Array]
+    rate: optax.Schedule
+
+
+def compiled(config: Config, name: str) -> Program:
+    """The program of a method."""
+    method = ours(config, name)
     rate = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
     decay = optax.add_decayed_weights(config.weight_decay)
     optimizer = optax.chain(decay, optax.sgd(rate, momentum=0.9))
-    method = ours(config, name)
-    draw = jax.jit(partial(two_views, view_key))
-    batches = (
-        draw(i, splits.known["image"][rows])
-        for i, rows in enumerate(order(config, seed, len(splits.known["image"])))
+    step = train.gradient_step(method, optimizer, jax.random.key(config.seed))
+    return Program(
+        partial(train.init_state, method, optimizer),
+        jax.jit(step, donate_argnums=0),
+        jax.jit(method.predict),
+        rate,
     )
-    state = train.init_state(
-        method, optimizer, init_key, draw(0, splits.known["image"][:8])
-    )
-    step = jax.jit(train.gradient_step(method, optimizer, run_key), donate_argnums=0)
+
+
+def lockstep(
+    config: Config, name: str, program: Program, seed: int, splits: Splits
+) -> dict[str, dict[str, float]]:
+    """Trains one seed of both libraries, and judges them."""
+    init_key, view_key = jax.random.split(jax.random.key(seed))
+    images = splits.known["image"]
+    state = program.init(init_key, two_views(view_key, 0, images[:8]))
     peer = None
     if config.peers:
         start = jax.device_get((state.params, state.model_state))
         peer = Peer(config, name, start, seed)
     first = 0.0
-    for i, batch in enumerate(batches):
-        state, metrics = step(state, batch)
+    for i, rows in enumerate(order(config, seed, len(images))):
+        batch = two_views(view_key, i, images[rows])
+        state, metrics = program.step(state, batch)
         if peer is not None:
-            value = peer.step(np.asarray(batch["global"]), float(rate(i)))
+            value = peer.step(np.asarray(batch["global"]), float(program.rate(i)))
             first = abs(value - float(metrics["loss"])) if i == 0 else first
 
     def features(images: np.ndarray) -> Array:
-        return method.predict(state.params, state.model_state, {"image": images})
+        return program.predict(state.params, state.model_state, {"image": images})
 
     results = {"jaxml": judged(config, splits, features, seed)}
     if peer is not None:
@@ -198,7 +229,8 @@ def lockstep(
     return results
 
 
-def two_views(key: PRNGKeyArray, step: Array, images: Array) -> Batch:
+@jax.jit
+def two_views(key: PRNGKeyArray, step: int | Array, images: Array) -> Batch:
     """Both crops of every image, under the names that the methods know."""
     keys = jax.random.split(jax.random.fold_in(key, step), (2, len(images)))
     view1, view2 = (jax.vmap(garment_view)(k, jnp.asarray(images)) for k in keys)

@@ -237,21 +237,25 @@ def pair_metrics(
     """How positives and all others lie: monitors cheap enough for every step.
 
     Args:
-        x: features of one view, any scale; at least two rows in all.
+        x: features of one view, any scale.
         y: features of the other view, row by row.
         axis_name: mesh axis the batch is split over, inside `shard_map`.
 
     Returns:
-        alignment; pair_distance, the mean squared distance of all pairs of x on the unit
-        sphere; and the uniformity and participation_ratio of x. None has a gradient.
+        alignment; and of two rows or more, pair_distance, the mean squared distance of
+        all pairs of x on the unit sphere, and the uniformity and participation_ratio of
+        x. None has a gradient.
     """
     x, y = (lax.stop_gradient(v.astype(jnp.float32)) for v in (x, y))
+    apart = {"alignment": alignment(x, y, axis_name=axis_name)}
     z, n = unit(x), len(x) * axis_size(axis_name)
+    if n < 2:
+        return apart
     centre = pmean(jnp.mean(z, axis=0), axis_name)
     square = pmean(jnp.mean(jnp.sum(jnp.square(z), axis=1)), axis_name)
     spread = square - jnp.sum(jnp.square(centre))
     return {
-        "alignment": alignment(x, y, axis_name=axis_name),
+        **apart,
         "pair_distance": 2 * n / (n - 1) * spread,
         "uniformity": uniformity(x, axis_name=axis_name),
         "participation_ratio": participation_ratio(x, axis_name=axis_name),

@@ -16,6 +16,7 @@ from jaxml.metrics import (
     diagnose,
     effective_rank,
     feature_std,
+    pair_metrics,
     participation_ratio,
     uniformity,
 )
@@ -314,3 +315,7 @@ def test_monitors_are_compiled_once(rng):
     measure = jax.jit(chex.assert_max_traces(collapse_metrics, n=1))
     for _ in range(2):
         measure(*outputs_and_features(rng))
+
+
+def test_one_row_has_no_pairs():
+    assert pair_metrics(jnp.ones((1, 3)), jnp.ones((1, 3))) == {"alignment": 0}
