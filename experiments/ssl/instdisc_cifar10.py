@@ -4,8 +4,22 @@
     python -m experiments.ssl.instdisc_cifar10 --dataset cifar10_jpg   pictures in a folder
     python -m experiments.ssl.instdisc_cifar10 --encoder resnet18 --num-steps 78000
 
-The paper's bank, noise and schedule: SGD whose rate falls to a tenth twice. The protocol stands in
-`experiments/ssl/protocol.py`.
+The paper's bank, noise and schedule: SGD whose rate falls to a tenth twice. The protocol
+stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 240 --widths 32 64 128` on 10,000 + 2,000
+pictures of CIFAR-10 (seed 0, three epochs; JAX 0.10.2, two shared CPU cores, 3.5
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.8    26.1
+    trained     24.8    16.6
+
+Three epochs are too few, and worse than none: the normaliser Z is that of the random bank of
+the first step, the loss rises (39, 103, 186 at steps 100, 200 and 240, chance is 9.3) while
+the bank fills with features that all lie near one another, and the rate has fallen before
+they are apart. `fit` says so: "worse than chance".
 """
 
 from collections.abc import Mapping

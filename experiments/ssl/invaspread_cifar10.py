@@ -5,8 +5,19 @@
     python -m experiments.ssl.invaspread_cifar10 --encoder resnet18 --num-steps 78000
 
 The paper's batch, temperature and embedding: the image itself, only flipped and
-cropped, and its augmented copy. SGD whose rate falls to a tenth twice. The protocol stands in
-`experiments/ssl/protocol.py`.
+cropped, and its augmented copy. SGD whose rate falls to a tenth twice. The protocol stands
+in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 160 --widths 32 64 128` on 10,000 + 2,000
+pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 3.5
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.9    27.1
+    trained     41.5    27.2
+
+Two epochs are enough for the neighbours, not for a classifier of ten labels per class.
 """
 
 from collections.abc import Mapping

@@ -4,9 +4,20 @@
     python -m experiments.ssl.moco_cifar10 --dataset cifar10_jpg   pictures in a folder
     python -m experiments.ssl.moco_cifar10 --encoder resnet18 --num-steps 78000
 
-SGD, cosine schedule and the queue, momentum and split batch norm with shuffled keys
-of the authors' demonstration on CIFAR-10; `--head 128 --temperature 0.07` is version 1. The protocol stands in
-`experiments/ssl/protocol.py`.
+SGD, cosine schedule and the queue, momentum and split batch norm with shuffled keys of the
+authors' demonstration on CIFAR-10; `--head 128 --temperature 0.07` is version 1. The protocol
+stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 240 --widths 32 64 128` on 10,000 + 2,000
+pictures of CIFAR-10 (seed 0, three epochs; JAX 0.10.2, two shared CPU cores, 6
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.8    26.1
+    trained     36.9    25.2
+
+Three epochs are few: the neighbours agree more often, ten labels per class tell no more.
 """
 
 from collections.abc import Mapping

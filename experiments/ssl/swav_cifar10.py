@@ -7,6 +7,18 @@
 Two large and four small crops, as many prototypes as a small set has use for, and a
 queue; prototypes stay for the first steps. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 160 --widths 32 64 128` on 10,000 + 2,000
+pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 6.5
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.8    26.1
+    trained     32.2    24.5
+
+Two epochs, a third of them with frozen prototypes, are too few for SwAV: it is worse than the
+untrained encoder.
 """
 
 from collections.abc import Mapping

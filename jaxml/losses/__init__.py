@@ -11,6 +11,7 @@
 """
 
 from jaxml.losses.blockwise_similarity import BlockwiseSimilarity as BlockwiseSimilarity
+from jaxml.losses.blockwise_similarity import Contrast as Contrast
 from jaxml.losses.blockwise_similarity import (
     blockwise_similarity as blockwise_similarity,
 )

@@ -41,7 +41,7 @@ import numpy as np
 from jax import lax
 
 from jaxml.export import export
-from jaxml.typing import Array, Float, Int
+from jaxml.typing import Array, Bool, Float, Int
 
 Reduction = Literal["logsumexp", "softplus"]
 _ANY, _PADDING = -1, -2  # the numbers of what skips nothing, and of what is not there
@@ -62,6 +62,38 @@ class BlockwiseSimilarity(NamedTuple):
     rows: Float[Array, "rows"]
     columns: Float[Array, "columns"] | None
     row_max: Float[Array, "rows"]
+
+
+@export("losses.Contrast", since="0.1")
+class Contrast(NamedTuple):
+    """What telling the positive from the negatives gives, row by row.
+
+    Attributes:
+        loss: -log of the positive's share of the softmax, in nats.
+        found: whether the positive is nearer than all negatives.
+        hardest: share of the nearest negative in the softmax over the negatives alone;
+            0 where there is none. Near one at too low a temperature: one negative then
+            gets all of the gradient.
+    """
+
+    loss: Float[Array, "rows"]
+    found: Bool[Array, "rows"]
+    hardest: Float[Array, "rows"]
+
+
+def contrast(
+    negatives: BlockwiseSimilarity,
+    positive: Float[Array, "rows"],
+    margin: Float[Array, "*rows"] | float,
+) -> Contrast:
+    """Each row's positive among its negatives; `margin` is what rounding may add."""
+    nearest = negatives.row_max
+    hardest = jnp.exp(nearest - lax.stop_gradient(negatives.rows))
+    return Contrast(
+        jax.nn.softplus(negatives.rows - positive),
+        positive > nearest + margin,
+        jnp.where(jnp.isneginf(nearest), 0.0, hardest),
+    )
 
 
 class _Plan(NamedTuple):

@@ -17,14 +17,17 @@ algorithm 1).
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from jaxml.export import export
-from jaxml.losses.blockwise_similarity import blockwise_similarity
+from jaxml.losses.blockwise_similarity import (
+    Contrast,
+    blockwise_similarity,
+    contrast,
+)
 from jaxml.ops.similarity import inverse_norm, unit
 from jaxml.parallel.collectives import all_gather, sample_positions
-from jaxml.typing import Array, Bool, Float, Int
+from jaxml.typing import Array, Float, Int
 
 
 @export("losses.nt_xent", since="0.1")
@@ -49,7 +52,8 @@ def nt_xent(
     Raises:
         ValueError: if the shapes differ or the temperature is not positive.
     """
-    return jnp.mean(nt_xent_rows(z1, z2, temperature, axis_name, chunk=chunk)[0])
+    rows = nt_xent_rows(z1, z2, temperature, axis_name, chunk=chunk)
+    return jnp.mean(rows.loss)
 
 
 @export("losses.nt_xent_rows", since="0.1")
@@ -60,8 +64,8 @@ def nt_xent_rows(
     axis_name: str | None = None,
     *,
     chunk: int = 1024,
-) -> tuple[Float[Array, "rows"], Bool[Array, "rows"]]:
-    """NT-Xent of every local view, and whether its partner is nearer than all others.
+) -> Contrast:
+    """NT-Xent of every local view, and what it met.
 
     Arguments and errors are those of `nt_xent`; there are 2 batch rows.
     """
@@ -78,8 +82,7 @@ def nt_xent_rows(
     )
     partner = jnp.tile(jnp.sum(z1 * z2, axis=-1) * scale1 * scale2, 2)
     # What differs by rounding alone does not count: equal views find nobody.
-    found = partner > others.row_max + 1e-5 / temperature
-    return jax.nn.softplus(others.rows - partner), found
+    return contrast(others, partner, 1e-5 / temperature)
 
 
 @export("losses.nt_xent_logits", since="0.1")

@@ -29,10 +29,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxml.export import export
-from jaxml.losses.blockwise_similarity import BlockwiseSimilarity, blockwise_similarity
+from jaxml.losses.blockwise_similarity import (
+    BlockwiseSimilarity,
+    Contrast,
+    blockwise_similarity,
+    contrast,
+)
 from jaxml.ops.similarity import inverse_norm, unit
 from jaxml.parallel.collectives import sample_positions
-from jaxml.typing import Array, Bool, Float
+from jaxml.typing import Array, Float
 
 Scalar = float | Float[Array, ""]
 
@@ -125,7 +130,7 @@ def info_nce(
     >>> round(float(jnp.exp(info_nce(x, x))), 4)  # log N where nothing is known
     4.0
     """
-    rows, _ = info_nce_rows(
+    rows = info_nce_rows(
         query,
         positive,
         negatives,
@@ -134,7 +139,7 @@ def info_nce(
         chunk=chunk,
         axis_name=axis_name,
     )
-    return jnp.mean(rows)
+    return jnp.mean(rows.loss)
 
 
 @export("losses.info_nce_rows", since="0.1")
@@ -147,8 +152,8 @@ def info_nce_rows(
     normalize: bool = False,
     chunk: int = 1024,
     axis_name: str | None = None,
-) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
-    """InfoNCE of every query, and whether its positive is nearer than all negatives.
+) -> Contrast:
+    """InfoNCE of every query, and what it met.
 
     Arguments and errors are those of `info_nce`.
     """
@@ -189,8 +194,7 @@ def info_nce_rows(
             axis_name=axis_name if in_batch else None,
         )
     # What differs by rounding alone does not count as found.
-    found = score > met.row_max + 1e-5 * jnp.abs(met.row_max)
-    return jax.nn.softplus(met.rows - score), found
+    return contrast(met, score, 1e-5 * jnp.abs(met.row_max))
 
 
 def _check_noise(data: Array, noise: Array) -> None:

@@ -54,6 +54,7 @@ from jaxml.ssl.fine_tune import FineTuned as FineTuned
 from jaxml.ssl.fine_tune import fine_tune as fine_tune
 from jaxml.ssl.fine_tune import layerwise_decay as layerwise_decay
 from jaxml.ssl.fine_tune import taken_over as taken_over
+from jaxml.ssl.fine_tune import transformer_depth as transformer_depth
 from jaxml.ssl.holes import central_hole as central_hole
 from jaxml.ssl.holes import cover as cover
 from jaxml.ssl.holes import hole_views as hole_views

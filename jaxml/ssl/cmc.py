@@ -17,6 +17,7 @@ Reference: Tian, Krishnan and Isola, "Contrastive Multiview Coding", ECCV 2020,
 https://arxiv.org/abs/1906.05849 (equations 2 to 9, section 3.4; appendix for the banks).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -27,10 +28,11 @@ import jax.numpy as jnp
 from jaxml.export import export
 from jaxml.losses.noise_contrastive import info_nce
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std
+from jaxml.metrics.collapse import feature_std, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.ops.lab import rgb_to_lab
-from jaxml.ssl.instdisc import instance_nce
+from jaxml.parallel.collectives import axis_size
+from jaxml.ssl.instdisc import instance_nce, nce_at_chance
 from jaxml.ssl.memory_bank import init_bank, update_bank
 from jaxml.ssl.projected import Projected
 from jaxml.typing import Array, Float, PRNGKeyArray
@@ -103,8 +105,10 @@ def cmc(
     `predict` returns h [batch, features of all views] of `image`. Model state: `encoder`,
     the batch statistics, and with banks `bank1`, `bank2` ... [num_images, dim], `log_z`
     [views, views] and `has_z`. Under `jaxml.compose.accumulated` their rules are
-    `changed_rows` and `average`. Metrics: the loss, and `feature_std` of h and of the
-    first view's embedding (near 1 healthy, 0 collapsed).
+    `changed_rows` and `average`. Metrics: the loss, and what
+    `jaxml.metrics.diagnose` reads: `feature_std` of h and of the first view's embedding
+    (near 1 healthy, 0 collapsed), `pair_metrics` of the first two views' and
+    `loss_at_chance`.
 
     Args:
         model: encoders of the views.
@@ -179,6 +183,12 @@ def cmc(
         changed |= {"log_z": log_z, "has_z": jnp.ones(())}
         return jnp.sum(jnp.stack(losses)), changed
 
+    def at_chance(num_local: int) -> float:
+        """The loss of a pair of views where all embeddings are one."""
+        if num_images is not None:
+            return nce_at_chance(num_noise)
+        return math.log(num_local * axis_size(axis_name))
+
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[ModelState, Metrics]]:
@@ -190,8 +200,10 @@ def cmc(
             {**model_state, "encoder": stats, **changed},
             {
                 "loss": value,
+                "loss_at_chance": jnp.float32(len(pairs) * at_chance(z.shape[1])),
                 "feature_std_h": feature_std(h, axis_name=axis_name),
                 "feature_std_z": feature_std(z[0], axis_name=axis_name),
+                **pair_metrics(z[0], z[1], axis_name=axis_name),
             },
         )
 

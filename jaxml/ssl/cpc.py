@@ -30,6 +30,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxml.export import export
 from jaxml.losses.noise_contrastive import info_nce_rows
@@ -39,6 +40,7 @@ from jaxml.nn.conv import Conv
 from jaxml.nn.dense import Dense
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.ops.augment import View
+from jaxml.parallel.collectives import axis_size
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 Pair = tuple[Array, Array]
@@ -255,9 +257,9 @@ def cpc_loss(
     losses, found = [], []
     for predicted, target in pairs:
         rows = [x.reshape(-1, x.shape[-1]) for x in (predicted, target)]
-        loss, is_found = info_nce_rows(*rows, axis_name=axis_name)
-        losses.append(jnp.mean(loss))
-        found.append(jnp.mean(is_found, dtype=jnp.float32))
+        contrast = info_nce_rows(*rows, axis_name=axis_name)
+        losses.append(jnp.mean(contrast.loss))
+        found.append(jnp.mean(contrast.found, dtype=jnp.float32))
     return jnp.mean(jnp.stack(losses)), jnp.mean(jnp.stack(found))
 
 
@@ -267,8 +269,8 @@ def cpc(model: CPC | SignalCPC) -> Method:
 
     `predict` returns the mean code [batch, dim] of `image`, or the mean context of
     `signal`. Metrics: the loss, the share of predictions nearer to their code than to all
-    others (`accuracy`), and `feature_std` of what `predict` returns (near 1 healthy, 0
-    collapsed).
+    others (`accuracy`), and what `jaxml.metrics.diagnose` reads: `feature_std` of what
+    `predict` returns (near 1 healthy, 0 collapsed) and `loss_at_chance`.
     """
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
@@ -283,7 +285,13 @@ def cpc(model: CPC | SignalCPC) -> Method:
         )
         value, accuracy = cpc_loss(pairs, model.axis_name)
         std = feature_std(features, axis_name=model.axis_name)
-        metrics = {"loss": value, "accuracy": accuracy, "feature_std": std}
+        places = [len(p) * p.shape[1] * axis_size(model.axis_name) for p, _ in pairs]
+        metrics = {
+            "loss": value,
+            "loss_at_chance": jnp.float32(np.mean(np.log(places))),
+            "accuracy": accuracy,
+            "feature_std": std,
+        }
         return value, (model_state, metrics)
 
     def predict(

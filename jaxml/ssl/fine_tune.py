@@ -174,6 +174,7 @@ def layerwise_decay(
         ValueError: if the decay is not in (0, 1], or an array has no depth.
 
         layerwise_decay(optax.adamw(1e-3), 0.75, {"stem": 0, "backbone": 1, "": 2})
+        layerwise_decay(optax.adamw(1e-3), 0.65, transformer_depth(12))
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1], got {decay}")
@@ -203,3 +204,31 @@ def layerwise_decay(
         return scaled(updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+@export("ssl.transformer_depth", since="0.1")
+def transformer_depth(num_blocks: int) -> Callable[[Path], int]:
+    """The depths of `jaxml.nn.VisionTransformer`, for `layerwise_decay`.
+
+    What embeds patches is 0, block i is i + 1, and all behind the blocks num_blocks + 1.
+
+    Raises:
+        ValueError: if there is no block; when asked for a block there is none of.
+
+    >>> depth = transformer_depth(12)
+    >>> [depth(path) for path in (("class",), ("blocks_3", "norm1"), ("head", "bias"))]
+    [0, 4, 13]
+    """
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+
+    def depth(path: Path) -> int:
+        joined = "/".join(path)
+        if found := re.search(r"blocks_(\d+)", joined):
+            if int(found[1]) >= num_blocks:
+                raise ValueError(f"there must be {num_blocks} blocks, got {joined}")
+            return int(found[1]) + 1
+        is_stem = not {"patch_embed", "class", "position"}.isdisjoint(path)
+        return 0 if is_stem else num_blocks + 1
+
+    return depth

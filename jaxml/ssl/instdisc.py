@@ -128,6 +128,11 @@ def instance_nce(
     return nce(data, noise, uniform, uniform, log_z), log_z
 
 
+def nce_at_chance(num_noise: int) -> float:
+    """The loss where all scores are one, and Z is that of those."""
+    return math.log1p(num_noise) + num_noise * math.log1p(1 / num_noise)
+
+
 @export("ssl.instdisc", since="0.1")
 def instdisc(
     model: Projected,
@@ -143,8 +148,9 @@ def instdisc(
     `predict` returns h [batch, features] of `image`. Model state: `encoder`, the batch
     statistics; `bank` [num_images, dim]; `log_z`, log Z, and `has_z`, 1 once it is
     estimated. Under `jaxml.compose.accumulated` their rules are `changed_rows`, `average`
-    and `average`. Metrics: the loss, `log_z`, and `feature_std` of h and z (near 1
-    healthy, 0 collapsed).
+    and `average`. Metrics: the loss, `log_z`, and what `jaxml.metrics.diagnose` reads:
+    `feature_std` of h and z (near 1 healthy, 0 collapsed) and, without the proximal
+    term, `loss_at_chance`.
 
     Args:
         model: backbone and linear head.
@@ -167,6 +173,7 @@ def instdisc(
     if proximal < 0:
         raise ValueError(f"proximal must not be negative, got {proximal}")
     axis_name = model.axis_name
+    at_chance = math.log(num_images) if num_noise is None else nce_at_chance(num_noise)
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
         model_key, bank_key = jax.random.split(key)
@@ -218,6 +225,7 @@ def instdisc(
             model_state,
             {
                 "loss": value,
+                **({} if proximal else {"loss_at_chance": jnp.float32(at_chance)}),
                 "log_z": log_z,
                 "feature_std_h": feature_std(h, axis_name=axis_name),
                 "feature_std_z": feature_std(z, axis_name=axis_name),

@@ -17,6 +17,7 @@ Spreading Instance Feature", CVPR 2019, https://arxiv.org/abs/1904.03436 (equati
 Deviation: the mean over the batch where the paper has the sum, as in the authors' code.
 """
 
+import math
 from typing import Literal
 
 import jax
@@ -24,10 +25,10 @@ import jax.numpy as jnp
 
 from jaxml.export import export
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std
+from jaxml.metrics.collapse import feature_std, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.ops.similarity import unit
-from jaxml.parallel.collectives import all_gather, sample_positions
+from jaxml.parallel.collectives import all_gather, axis_size, sample_positions
 from jaxml.ssl.projected import Projected
 from jaxml.typing import Array, Float, PRNGKeyArray
 
@@ -118,8 +119,9 @@ def invaspread(
 
     In the paper the first is the image itself, resized and cropped, the second its
     augmented copy; in the authors' code both are augmented. `predict` returns h
-    [batch, features] of `image`. Metrics: the loss, and `feature_std` of h and z (near 1
-    healthy, 0 collapsed).
+    [batch, features] of `image`. Metrics: the loss, and what `jaxml.metrics.diagnose`
+    reads: `feature_std` of h and z (near 1 healthy, 0 collapsed), `pair_metrics` of z and
+    `loss_at_chance`.
 
     Args:
         model: backbone and linear head.
@@ -129,6 +131,12 @@ def invaspread(
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
         return init_module(model, key, batch["view1"], train=True)
+
+    def at_chance(num_local: int) -> float:
+        """The loss where all embeddings are one."""
+        n = num_local * axis_size(model.axis_name)
+        count, others = (n, n - 1) if variant == "paper" else (2 * n - 1, 2 * n - 2)
+        return math.log(count) - others * math.log1p(-1 / count)
 
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
@@ -146,8 +154,10 @@ def invaspread(
             model_state,
             {
                 "loss": value,
+                "loss_at_chance": jnp.float32(at_chance(len(f))),
                 "feature_std_h": feature_std(h, axis_name=model.axis_name),
                 "feature_std_z": feature_std(z, axis_name=model.axis_name),
+                **pair_metrics(f, f_augmented, axis_name=model.axis_name),
             },
         )
 

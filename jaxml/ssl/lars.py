@@ -14,7 +14,9 @@ their own, and the ratio stops or overdrives them.
 Reference: You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017,
 https://arxiv.org/abs/1708.03888 (algorithm 1); Chen et al.,
 https://arxiv.org/abs/2002.05709 (section 2.2, what is left out). The arithmetic is optax's;
-as in the authors' code of SimCLR the rate stands inside the momentum.
+as in the authors' code of SimCLR the rate stands inside the momentum, and the ratio divides
+by the length of the decayed gradient, |g + w p|, where You et al. have |g| + w |p|: the same
+without decay, and nearly so with the small one of the papers.
 """
 
 from typing import Any

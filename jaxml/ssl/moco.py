@@ -23,6 +23,8 @@ Contrastive Learning", 2020, https://arxiv.org/abs/2003.04297 (version 2). Devia
 queue takes batches of any size.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,9 +32,9 @@ from jax import lax
 from jaxml.export import export
 from jaxml.losses.noise_contrastive import info_nce_rows
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std
+from jaxml.metrics.collapse import feature_std, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
-from jaxml.parallel.collectives import all_gather, sample_positions
+from jaxml.parallel.collectives import all_gather, axis_size, sample_positions
 from jaxml.ssl.projected import Projected
 from jaxml.ssl.queue import enqueue, init_queue
 from jaxml.ssl.teacher import Momentum, init_teacher, move_teacher
@@ -53,8 +55,11 @@ def moco(
     `predict` returns the query encoder's h [batch, features] of `image`. Model state:
     `encoder` and `teacher`, the statistics of the two encoders and the parameters of the
     latter, and `queue` [queue_size, dim], newest first. Metrics: the loss, the share of
-    queries nearer to their key than to the whole queue (`accuracy`), and `feature_std`
-    of h and z (near 1 healthy, 0 collapsed).
+    queries nearer to their key than to the whole queue (`accuracy`), and what
+    `jaxml.metrics.diagnose` reads: the share nearer to it than to the batch's other keys
+    (`batch_accuracy`, below `accuracy` where batch norm leaks), `feature_std` of h and z
+    (near 1 healthy, 0 collapsed), `pair_metrics` of query and key, `loss_at_chance` and
+    `hardest_share`.
 
     Args:
         model: backbone and head, `widths=(128,)` in version 1, (2048, 128) in version 2,
@@ -96,6 +101,16 @@ def moco(
             k = all_gather(k, axis_name)[jnp.argsort(order)[positions]]
         return lax.stop_gradient(k), {"params": params, "stats": stats}
 
+    def batch_accuracy(q: Array, k: Array) -> Metrics:
+        """What to hold `accuracy` against: both rise if images are told apart.
+
+        A queue shorter than the batch is the easier task, and says nothing.
+        """
+        if queue_size < len(q) * axis_size(axis_name) - 1:
+            return {}
+        rows = info_nce_rows(lax.stop_gradient(q), k, axis_name=axis_name)
+        return {"batch_accuracy": jnp.mean(rows.found, dtype=jnp.float32)}
+
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[ModelState, Metrics]]:
@@ -104,8 +119,8 @@ def moco(
         )
         k, teacher = encode_keys(model_state["teacher"], batch["view2"], key)
         queue = model_state["queue"]
-        losses, found = info_nce_rows(q, k, queue, temperature=temperature)
-        value = jnp.mean(losses)
+        rows = info_nce_rows(q, k, queue, temperature=temperature)
+        value = jnp.mean(rows.loss)
         model_state = {
             "encoder": stats,
             "teacher": teacher,
@@ -115,9 +130,13 @@ def moco(
             model_state,
             {
                 "loss": value,
-                "accuracy": jnp.mean(found, dtype=jnp.float32),
+                "loss_at_chance": jnp.float32(math.log(queue_size + 1)),
+                "accuracy": jnp.mean(rows.found, dtype=jnp.float32),
+                "hardest_share": jnp.mean(rows.hardest),
+                **batch_accuracy(q, k),
                 "feature_std_h": feature_std(h, axis_name=axis_name),
                 "feature_std_z": feature_std(q, axis_name=axis_name),
+                **pair_metrics(q, k, axis_name=axis_name),
             },
         )
 

@@ -15,6 +15,8 @@ Predicting Image Rotations", ICLR 2018, https://arxiv.org/abs/1803.07728 (equati
 section 3.1).
 """
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 import optax
@@ -68,7 +70,7 @@ def rotation(model: Rotation) -> Method:
     """The rotation method; a batch holds one augmented image, `view`.
 
     `predict` returns the features [batch, features] of `image`. Metrics: the loss, which
-    is ln 4 for uniform answers; the share of turns that are told right (`accuracy`); and
+    is ln 4 for uniform answers (`loss_at_chance`); the share of turns that are told right (`accuracy`); and
     `feature_std` of the features (near 1 healthy, 0 collapsed).
     """
 
@@ -90,6 +92,7 @@ def rotation(model: Rotation) -> Method:
             model_state,
             {
                 "loss": value,
+                "loss_at_chance": jnp.float32(math.log(4)),
                 "accuracy": jnp.mean(is_right, dtype=jnp.float32),
                 "feature_std": feature_std(h, axis_name=model.axis_name),
             },

@@ -21,6 +21,7 @@ Distances", NeurIPS 2013, https://arxiv.org/abs/1306.0895. Deviation: a queue th
 full yet already helps, with what it holds.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -29,10 +30,10 @@ from jax import lax
 
 from jaxml.export import export
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std, output_entropies
+from jaxml.metrics.collapse import feature_std, output_entropies, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.ops.similarity import unit
-from jaxml.parallel.collectives import all_gather, pmean
+from jaxml.parallel.collectives import all_gather, psum
 from jaxml.ssl.projected import Projected
 from jaxml.ssl.queue import enqueue
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
@@ -69,6 +70,18 @@ def sinkhorn(
         raise ValueError(f"epsilon must be positive, got {epsilon}")
     if num_iterations < 0:
         raise ValueError(f"num_iterations must not be negative, got {num_iterations}")
+    return _sinkhorn(scores, epsilon, num_iterations, extra, extra_mask, axis_name)[0]
+
+
+def _sinkhorn(
+    scores: Array,
+    epsilon: float,
+    num_iterations: int,
+    extra: Array | None,
+    extra_mask: Array | None,
+    axis_name: str | None,
+) -> tuple[Array, Array]:
+    """The codes, and the share of each prototype in them and those of the extra rows."""
     logs = lax.stop_gradient(scores.astype(jnp.float32)) / epsilon
     more = None
     if extra is not None:
@@ -88,7 +101,11 @@ def sinkhorn(
             total = jnp.logaddexp(total, of_more)
             more = rows_normalised(more - total)
         logs = rows_normalised(logs - total)
-    return jnp.exp(rows_normalised(logs))
+    codes = jnp.exp(rows_normalised(logs))
+    used = psum(jnp.sum(codes, axis=0), axis_name)
+    if more is not None:
+        used += jnp.sum(jnp.exp(rows_normalised(more)), axis=0)
+    return codes, used / jnp.sum(used)
 
 
 @export("ssl.swav_loss", since="0.1")
@@ -140,11 +157,12 @@ def swav(
     [batch, any number, ...], which may be absent. `predict` returns h [batch, features]
     of `image`. The parameters are `model` and `prototypes` [num_prototypes, dim], unit
     rows after every update. Model state: `encoder`, the batch statistics; `step`; and
-    with a queue `queue` [queue_size, globals, dim], newest first. Metrics: the loss,
-    which is ln(num_prototypes) for uniform predictions; `feature_std` of h and z; how the
-    predictions use the prototypes (see `jaxml.metrics.collapse_metrics`); and
-    `marginal_error`, how far the codes' use of a prototype is from the equal share, at
-    worst, as a multiple of that share.
+    with a queue `queue` [queue_size, globals, dim], newest first. Metrics: the loss, and
+    what `jaxml.metrics.diagnose` reads: `loss_at_chance`, which is ln(num_prototypes);
+    `feature_std` of h and z; `pair_metrics` of the first two crops' z; how the
+    predictions use the prototypes (`output_entropies`); and `marginal_error`, the part of
+    the codes, those of the queue included, that lies on prototypes beyond their equal
+    share.
 
     Args:
         model: backbone and head; the paper's is `widths=(2048, 128), normalize=True`.
@@ -190,22 +208,22 @@ def swav(
         (h, z), stats = apply_module(model, params, stats, images, train=True)
         return [x.reshape(count, -1, x.shape[-1]) for x in (h, z)], stats
 
-    def make_codes(scores: Array, prototypes: Array, model_state: ModelState) -> Array:
-        def one(scores: Array, queue: Array | None) -> Array:
-            if queue is None:
-                return sinkhorn(scores, epsilon, num_iterations, axis_name=axis_name)
-            return sinkhorn(
-                scores,
-                epsilon,
-                num_iterations,
-                extra=_scores(queue, prototypes),
-                extra_mask=jnp.any(queue != 0, axis=1),
-                axis_name=axis_name,
-            )
-
+    def make_codes(
+        scores: Array, prototypes: Array, model_state: ModelState
+    ) -> tuple[Array, Array]:
+        """Codes [crops, batch, prototypes], and the shares of the prototypes in them."""
         queue = model_state.get("queue")
-        queues = [None if queue is None else queue[:, i] for i in range(len(scores))]
-        return jnp.stack([one(*pair) for pair in zip(scores, queues, strict=True)])
+        made = []
+        for i, own in enumerate(scores):
+            extra = extra_mask = None
+            if queue is not None:
+                extra = _scores(queue[:, i], prototypes)
+                extra_mask = jnp.any(queue[:, i] != 0, axis=1)
+            made.append(
+                _sinkhorn(own, epsilon, num_iterations, extra, extra_mask, axis_name)
+            )
+        codes, shares = zip(*made, strict=True)
+        return jnp.stack(codes), jnp.stack(shares)
 
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
@@ -220,21 +238,24 @@ def swav(
             (_, small), stats = embed(params["model"], stats, batch["local"])
             embedded.append(small)
         scores = _scores(jnp.concatenate(embedded), prototypes)
-        codes = make_codes(scores[: len(z)], prototypes, model_state)
+        codes, shares = make_codes(scores[: len(z)], prototypes, model_state)
         value = swav_loss(scores, codes, temperature)
         changed = {**model_state, "encoder": stats}
         if queue_size:
             queue = enqueue(model_state["queue"], jnp.moveaxis(z, 0, 1), axis_name)
             is_used = step >= queue_start
             changed["queue"] = jnp.where(is_used, queue, model_state["queue"])
-        share = num_prototypes * pmean(jnp.mean(codes, axis=1), axis_name)
         return value, (
             changed,
             {
                 "loss": value,
+                "loss_at_chance": jnp.float32(math.log(num_prototypes)),
                 "feature_std_h": feature_std(h[0], axis_name=axis_name),
                 "feature_std_z": feature_std(z[0], axis_name=axis_name),
-                "marginal_error": jnp.max(jnp.abs(share - 1)),
+                **pair_metrics(z[0], z[1], axis_name=axis_name),
+                "marginal_error": jnp.mean(
+                    jnp.sum(jnp.abs(shares - 1 / num_prototypes), axis=1) / 2
+                ),
                 **output_entropies(
                     jax.nn.softmax(scores[0] / temperature), axis_name=axis_name
                 ),

@@ -60,14 +60,22 @@ def test_a_view_never_meets_itself_and_is_paired_with_its_partner(rng):
 def test_rows_are_those_of_the_stored_logits(rng):
     z1, noise = rng.normal(size=(2, 9, 4)).astype(np.float32)
     z2 = z1 + noise
-    losses, found = nt_xent_rows(z1, z2, 0.2, chunk=4)
+    losses, found, hardest = nt_xent_rows(z1, z2, 0.2, chunk=4)
     logits, partners = nt_xent_logits(z1, z2, 0.2)
     stored = optax.softmax_cross_entropy_with_integer_labels(logits, partners)
     chex.assert_trees_all_close(losses, stored, rtol=1e-5, atol=1e-5)
     assert (found == (jnp.argmax(logits, axis=1) == partners)).all()
     assert found.any()
     assert not found.all()
-    assert not nt_xent_rows(jnp.ones((8, 4)), jnp.ones((8, 4)), 0.2)[1].any()
+    negatives = logits.at[jnp.arange(18), partners].set(-jnp.inf)
+    share = jnp.max(jax.nn.softmax(negatives, axis=1), axis=1)
+    chex.assert_trees_all_close(hardest, share, rtol=1e-5)
+    same = jnp.ones((8, 4))
+    assert not nt_xent_rows(same, same, 0.2).found.any()
+    chex.assert_trees_all_close(
+        nt_xent_rows(same, same, 0.2).hardest, jnp.full(16, 1 / 14), rtol=1e-5
+    )
+    assert (nt_xent_rows(same[:1], same[:1], 0.2).hardest == 0).all()  # no negative
 
 
 def test_thirty_thousand_pairs_fit_into_a_third_of_a_gibibyte():

@@ -138,8 +138,20 @@ def test_the_bound_never_exceeds_log_n(rng):
 def test_found_tells_nearer_from_equally_near(rng):
     x = np.float32(np.eye(4))
     for negatives in (None, np.float32(-np.eye(4)), -np.float32(np.ones((4, 2, 4)))):
-        assert info_nce_rows(x, x, negatives)[1].all()
-    assert not info_nce_rows(np.ones_like(x), np.ones_like(x), normalize=True)[1].any()
+        assert info_nce_rows(x, x, negatives).found.all()
+    same = np.ones_like(x)
+    assert not info_nce_rows(same, same, normalize=True).found.any()
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (5, 7, 3)])
+def test_the_hardest_negative_has_its_share_of_the_softmax(rng, shape):
+    x, y = np.float32(rng.normal(size=(2, 5, 3)))
+    negatives = np.float32(rng.normal(size=shape))
+    for temperature in (0.01, 1.0):
+        rows = info_nce_rows(x, y, negatives, temperature=temperature)
+        s = np.einsum("bd,...kd->bk" if len(shape) == 2 else "bd,bkd->bk", x, negatives)
+        p = np.exp(np.float64(s - s.max(1, keepdims=True)) / temperature)
+        np.testing.assert_allclose(rows.hardest, 1 / p.sum(1), rtol=1e-4)
 
 
 def test_the_optimal_critic_is_the_density_ratio():

@@ -8,7 +8,14 @@ import optax
 import pytest
 
 from jaxml.nn.functional import apply_module, init_module
-from jaxml.ssl import FineTuned, SimCLR, fine_tune, layerwise_decay, taken_over
+from jaxml.ssl import (
+    FineTuned,
+    SimCLR,
+    fine_tune,
+    layerwise_decay,
+    taken_over,
+    transformer_depth,
+)
 from tests.ssl.trials import TinyBackbone, check_all_moved, check_devices, train
 
 
@@ -117,3 +124,10 @@ def test_decay_refuses_bad_input():
     params = {"head": jnp.ones(2)}
     with pytest.raises(ValueError, match="every array must have a depth"):
         optimizer.update(params, optimizer.init(params), params)
+
+
+def test_depths_of_a_transformer_are_checked():
+    with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
+        transformer_depth(0)
+    with pytest.raises(ValueError, match="there must be 2 blocks, got blocks_2/norm1"):
+        transformer_depth(2)(("blocks_2", "norm1"))
