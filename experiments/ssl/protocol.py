@@ -225,7 +225,8 @@ def picture_neighbours(
     nearest = np.argsort(-np.asarray(unit(asked)) @ np.asarray(unit(known)).T)[:, :8]
     rows = np.stack([[of[i], *images[row]] for i, row in enumerate(nearest)])
     sheet = np.asarray(to_float(rows.reshape(-1, *rows.shape[2:])))
-    draw.save_image_sheet(path, sheet, columns=rows.shape[1])
+    ranks = [f"nearest {i + 1}" for i in range(nearest.shape[1])]
+    draw.save_image_sheet(path, sheet, column_titles=["image", *ranks])
 
 
 def _is_image(view: jax.Array) -> bool:
