@@ -164,9 +164,13 @@ def test_info_nce_is_never_above_its_log_n(rng):
 
 def test_it_learns_and_touches_every_parameter(rng):
     optimizer = prior_optimizer(optax.adam(1e-2), optax.adam(3e-3))
-    start, state, history = train(build(), make_batch(rng), 40, optimizer)
+    start, state, history = train(build(), make_batch(rng), 80, optimizer)
     check_all_moved(start, state)
-    assert history[-1]["global_information"] > history[0]["global_information"] + 0.3
+    first, last = (
+        np.mean([row["global_information"] for row in rows])
+        for rows in (history[:10], history[-10:])
+    )
+    assert last > first + 0.3
 
 
 def test_the_prior_has_its_own_optimizer(rng):
