@@ -7,10 +7,47 @@ everything `init`, `loss` and `predict` read. Small widths: each is compiled.
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from jaxml.method import Batch, Method
 from jaxml.nn import ConvNet
-from jaxml.ssl import SimCLR, SimSiam, simclr, simsiam
+from jaxml.ssl import (
+    CMC,
+    CPC,
+    Colorization,
+    ContextEncoder,
+    FineTuned,
+    GlobalCritic,
+    InfoMaxEncoder,
+    Jigsaw,
+    LocalCritic,
+    PaintingCritic,
+    PatchEncoder,
+    PriorCritic,
+    Projected,
+    RelativePatch,
+    Rotation,
+    SimCLR,
+    SimSiam,
+    cmc,
+    colorization,
+    cpc,
+    deep_infomax,
+    distill,
+    fine_tune,
+    gamut_bins,
+    hamming_permutations,
+    inpainting,
+    instdisc,
+    invaspread,
+    jigsaw,
+    moco,
+    relative_patch,
+    rotation,
+    simclr,
+    simsiam,
+    swav,
+)
 
 SIZE = 6
 """Samples in every batch."""
@@ -23,6 +60,117 @@ def views() -> Batch:
     return {"image": image, "view1": view1, "view2": view2}
 
 
+def indexed() -> Batch:
+    """Views, and which samples of a larger set they are of."""
+    batch = views()
+    return {**batch, "view": batch["view1"], "index": 2 * jnp.arange(SIZE)}
+
+
+def crops() -> Batch:
+    """Two large crops and a small one of each image."""
+    batch = views()
+    large = jnp.stack([batch["view1"], batch["view2"]], axis=1)
+    return {**batch, "global": large, "local": large[:, :1, :6, :6]}
+
+
+def patches(count: int) -> Batch:
+    """Parts of each image."""
+    image = views()["image"]
+    return {
+        "image": image,
+        "parts": jnp.stack([image[:, i : i + 4, :4] for i in range(count)], 1),
+    }
+
+
+def projected() -> Projected:
+    return Projected(ConvNet([4]), [4])
+
+
+def labelled() -> Batch:
+    """One view of each image, and labels."""
+    batch = views()
+    return {**batch, "view": batch["view1"], "label": jnp.arange(SIZE) % 3}
+
+
+def ssl_cmc() -> tuple[Method, Batch]:
+    halves = CMC([ConvNet([4]), ConvNet([3])], 4, lambda x: (x[:, :4], x[:, 4:]))
+    return cmc(halves, 2 * SIZE, num_noise=3), indexed()
+
+
+def ssl_colorization() -> tuple[Method, Batch]:
+    image = jax.random.uniform(jax.random.key(0), (SIZE, 8, 8, 3))
+    blocks = [(4, 1, 2, 1), (4, 1, 1, 2)]
+    bins = gamut_bins(40)
+    method = colorization(Colorization(blocks, 4, len(bins)), bins)
+    return method, {"image": image, "view": image}
+
+
+def ssl_cpc() -> tuple[Method, Batch]:
+    encoder = PatchEncoder([4])
+    return cpc(CPC(encoder, 4, 1, num_steps=1, size=4, stride=2)), views()
+
+
+def ssl_deep_infomax() -> tuple[Method, Batch]:
+    method = deep_infomax(
+        InfoMaxEncoder([4, 4], 1, hidden=4, dim=3),
+        alpha=0.5,
+        global_critic=GlobalCritic(4),
+        local_critic=LocalCritic("dot", 4),
+        prior_critic=PriorCritic([4]),
+    )
+    return method, views()
+
+
+def ssl_distill() -> tuple[Method, Batch]:
+    model, batch = FineTuned(ConvNet([4]), 3), labelled()
+    pretrained = fine_tune(model).init(jax.random.key(2), batch)
+    return distill(model, model, pretrained, alpha=0.5), batch
+
+
+def ssl_fine_tune() -> tuple[Method, Batch]:
+    return fine_tune(FineTuned(ConvNet([4]), 3, head=[8])), labelled()
+
+
+def ssl_inpainting() -> tuple[Method, Batch]:
+    batch = labelled()
+    hole = jnp.zeros((SIZE, 8, 8, 1), bool).at[:, 2:5, 3:7].set(True)
+    method = inpainting(ContextEncoder([4, 4], 1), PaintingCritic([4, 4]), overlap=1)
+    return method, {**batch, "hole": hole}
+
+
+def ssl_instdisc() -> tuple[Method, Batch]:
+    return instdisc(projected(), 2 * SIZE, num_noise=3), indexed()
+
+
+def ssl_invaspread() -> tuple[Method, Batch]:
+    return invaspread(projected()), views()
+
+
+def ssl_jigsaw() -> tuple[Method, Batch]:
+    batch = patches(4)
+    model = Jigsaw(ConvNet([4]), 5, 4, [4])
+    return jigsaw(model, hamming_permutations(5, 4)), {**batch, "tiles": batch["parts"]}
+
+
+def ssl_moco() -> tuple[Method, Batch]:
+    return moco(projected(), queue_size=SIZE + 1, shuffle=True), views()
+
+
+def ssl_swav() -> tuple[Method, Batch]:
+    return swav(projected(), num_prototypes=3, queue_size=SIZE + 1), crops()
+
+
+def ssl_relative_patch() -> tuple[Method, Batch]:
+    batch = patches(2)
+    patch1, patch2 = (batch["parts"][:, i] for i in range(2))
+    pairs = {"patch1": patch1, "patch2": patch2, "direction": jnp.arange(SIZE)}
+    return relative_patch(RelativePatch(ConvNet([4]), [4])), {**batch, **pairs}
+
+
+def ssl_rotation() -> tuple[Method, Batch]:
+    return rotation(Rotation(ConvNet([4]))), labelled()
+
+
 def ssl_simclr() -> tuple[Method, Batch]:
     return simclr(SimCLR(ConvNet([4]), [8, 4])), views()
 
@@ -32,6 +180,20 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
+    "ssl.cmc": ssl_cmc,
+    "ssl.colorization": ssl_colorization,
+    "ssl.cpc": ssl_cpc,
+    "ssl.deep_infomax": ssl_deep_infomax,
+    "ssl.distill": ssl_distill,
+    "ssl.fine_tune": ssl_fine_tune,
+    "ssl.inpainting": ssl_inpainting,
+    "ssl.instdisc": ssl_instdisc,
+    "ssl.invaspread": ssl_invaspread,
+    "ssl.jigsaw": ssl_jigsaw,
+    "ssl.moco": ssl_moco,
+    "ssl.relative_patch": ssl_relative_patch,
+    "ssl.rotation": ssl_rotation,
     "ssl.simclr": ssl_simclr,
     "ssl.simsiam": ssl_simsiam,
+    "ssl.swav": ssl_swav,
 }

@@ -118,8 +118,10 @@ def test_the_small_configuration_runs(name, tmp_path, monkeypatch):
     assert results
     assert all(math.isfinite(value) for value in results.values())
     if not name.startswith("bench."):
-        (recorded,) = (json.loads(p.read_text()) for p in files(config, "config.json"))
-        assert recorded.keys() == {f.name for f in dataclasses.fields(config)}
+        recorded = [json.loads(p.read_text()) for p in files(config, "config.json")]
+        assert recorded
+        fields = {f.name for f in dataclasses.fields(config)}
+        assert all(run.keys() == fields for run in recorded)
         reports = [
             json.loads(line)
             for path in files(config, "metrics.jsonl")
@@ -130,7 +132,7 @@ def test_the_small_configuration_runs(name, tmp_path, monkeypatch):
 
 
 def files(config, name: str) -> list[Path]:
-    """What a run wrote; several seeds have a folder each."""
+    """What a run wrote; several seeds or steps have a folder each."""
     return list(config.out.rglob(name))
 
 

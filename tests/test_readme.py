@@ -84,6 +84,18 @@ def test_the_quickstart_runs(readme, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # nothing is written that was not asked for
 
 
+def test_weights_of_others_come_and_go(readme, tmp_path, monkeypatch, capsys):
+    (code,) = blocks(section(readme, "Weights of others"), "python")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["model"].num_classes == 5
+    assert set(names["report"].mismatched) == {"params/head/kernel", "params/head/bias"}
+    assert "params/head/kernel" in capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "vit").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+
+
 # The generator.
 
 

@@ -5,6 +5,10 @@ classifiers read them: the weighted vote of the nearest neighbours among all tra
 samples, and a linear probe that knows only a few labels per class, its regularisation
 chosen on held-out training samples. Beside the trained encoder stand the raw pixels and
 the same encoder before training: what a method is worth is what it adds to those.
+
+During training the monitors of `jaxml.metrics` watch the features, and `fit` says what they
+find. With them goes a vote of neighbours among training samples alone: it tells how learning
+goes, and nothing is chosen by it.
 """
 
 import json
@@ -20,8 +24,8 @@ import optax
 
 from jaxml import data, draw, ops, parallel, train
 from jaxml.method import Batch, Method
-from jaxml.metrics import few_labels, knn_probe, linear_probe
-from jaxml.ops import to_float
+from jaxml.metrics import collapse_metrics, few_labels, knn_probe, linear_probe
+from jaxml.ops import to_float, unit
 from jaxml.ops.views import Views
 from jaxml.typing import Array, Float, PRNGKeyArray
 
@@ -76,13 +80,24 @@ def pretrain(
     method: Method,
     views: Views,
     optimizer: optax.GradientTransformation,
+    with_index: bool = False,
+    pictures: Callable[[Path, train.TrainState, Split], object] | None = None,
 ) -> Results:
-    """Trains one seed (or continues it), judges it, and draws its pictures."""
+    """Trains one seed (or continues it), judges it, and draws its pictures.
+
+    `with_index` tells the method each sample's place in the split, for a memory bank.
+    `pictures` draws what is the method's own: it is given the folder, the last state and
+    the test split.
+    """
     source = {"name": dataset, "data_dir": config.data_dir}
     train_split = data.load_arrays(split="train", **source)
     test_split = data.load_arrays(split="test", **source)
     batches = data.load(
-        split="train", batch_size=config.batch_size, seed=config.seed, **source
+        split="train",
+        batch_size=config.batch_size,
+        seed=config.seed,
+        with_index=with_index,
+        **source,
     )
     run = train.Run(config.out, config, ignore=MAY_CHANGE)
     mesh = parallel.data_mesh()
@@ -92,6 +107,7 @@ def pretrain(
     judged = partial(judge, config, method, train_split, test_split)
     results = judged("pixels", None) | judged("untrained", state)
     step = train.gradient_step(method, optimizer, run_key, "data")
+    watched = _first(train_split, 1500)
     state = train.fit(
         parallel.data_parallel(step, mesh),
         state,
@@ -99,14 +115,35 @@ def pretrain(
         config.num_steps,
         run=run,
         save_every=config.save_every,
+        evaluate=lambda state: monitor(embed(method, state, watched), watched["label"]),
+        evaluate_every=max(config.num_steps // 4, 1),
     )
     results |= judged("trained", state)
-    features = embed(method, state, _first(test_split, 2000))
+    known, asked = (_first(split, 2000) for split in (train_split, test_split))
+    near, far = embed(method, state, known), embed(method, state, asked)
     if jax.process_index() == 0:
-        labels = _first(test_split, 2000)["label"]
-        draw.save_embedding(run.path / "embedding.png", features, labels, method="tsne")
+        labels = asked["label"]
+        draw.save_embedding(run.path / "embedding.png", far, labels, method="tsne")
         picture_views(run.path / "views.png", views, train_split["image"][:8])
+        if pictures is not None:
+            pictures(run.path, jax.device_get(state), test_split)
+        picture_neighbours(
+            run.path / "neighbours.png", near, known["image"], far[:8], asked["image"]
+        )
     return results
+
+
+def monitor(features: np.ndarray, labels: np.ndarray) -> Mapping[str, float]:
+    """The state of features, for `jaxml.metrics.diagnose`, and the neighbours' vote.
+
+    Two thirds of the samples vote on the others.
+    """
+    cut = len(features) * 2 // 3
+    vote = knn_probe(
+        features[:cut], labels[:cut], features[cut:], labels[cut:], k=min(20, cut)
+    )
+    values = {**collapse_metrics(features), "online_knn": vote}
+    return {name: float(value) for name, value in values.items()}
 
 
 def judge(
@@ -175,6 +212,30 @@ def picture_views(path: Path, views: Views, images: np.ndarray) -> None:
     images = to_float(images)
     keys = jax.random.split(jax.random.key(0), (4, len(images)))
     drawn = [jax.vmap(views)(row, images) for row in keys]
-    rows = np.stack([images, *(v for d in drawn for v in d.values())], axis=1)
+    crops = [_as_images(v, images) for d in drawn for v in d.values() if _is_image(v)]
+    rows = np.concatenate([images[:, None], *crops], axis=1)
     sheet = rows.reshape(-1, *rows.shape[2:])
     draw.save_image_sheet(path, sheet, columns=rows.shape[1])
+
+
+def picture_neighbours(
+    path: Path, known: np.ndarray, images: np.ndarray, asked: np.ndarray, of: np.ndarray
+) -> None:
+    """Each row an image and those whose features point its way, the nearest first."""
+    nearest = np.argsort(-np.asarray(unit(asked)) @ np.asarray(unit(known)).T)[:, :8]
+    rows = np.stack([[of[i], *images[row]] for i, row in enumerate(nearest)])
+    sheet = np.asarray(to_float(rows.reshape(-1, *rows.shape[2:])))
+    ranks = [f"nearest {i + 1}" for i in range(nearest.shape[1])]
+    draw.save_image_sheet(path, sheet, column_titles=["image", *ranks])
+
+
+def _is_image(view: jax.Array) -> bool:
+    return view.ndim >= 4 and view.shape[-1] in (1, 3)
+
+
+def _as_images(view: jax.Array, images: jax.Array) -> np.ndarray:
+    """One view, or several crops, as [batch, views, ...] of the size of the images."""
+    crops = view.reshape(len(view), -1, *view.shape[-3:])
+    shape = (*crops.shape[:2], *images.shape[1:3], view.shape[-1])
+    resized = np.asarray(jax.image.resize(crops, shape, "nearest")).clip(0, 1)
+    return np.broadcast_to(resized, (*shape[:-1], images.shape[-1]))

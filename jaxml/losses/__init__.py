@@ -3,7 +3,24 @@
 | name | paper |
 |---|---|
 | `nt_xent` | SimCLR, https://arxiv.org/abs/2002.05709 |
+| `info_nce` | CPC, https://arxiv.org/abs/1807.03748 |
+| `nce`, `negative_sampling` | https://proceedings.mlr.press/v9/gutmann10a.html |
+| `contrastive_margin` | https://doi.org/10.1109/CVPR.2006.100 |
+| `triplet_margin` | FaceNet, https://arxiv.org/abs/1503.03832 |
+| `blockwise_similarity` | what contrastive losses stand on: similarities, never stored |
 """
 
+from jaxml.losses.blockwise_similarity import BlockwiseSimilarity as BlockwiseSimilarity
+from jaxml.losses.blockwise_similarity import Contrast as Contrast
+from jaxml.losses.blockwise_similarity import (
+    blockwise_similarity as blockwise_similarity,
+)
 from jaxml.losses.contrastive import nt_xent as nt_xent
 from jaxml.losses.contrastive import nt_xent_logits as nt_xent_logits
+from jaxml.losses.contrastive import nt_xent_rows as nt_xent_rows
+from jaxml.losses.noise_contrastive import info_nce as info_nce
+from jaxml.losses.noise_contrastive import info_nce_rows as info_nce_rows
+from jaxml.losses.noise_contrastive import nce as nce
+from jaxml.losses.noise_contrastive import negative_sampling as negative_sampling
+from jaxml.losses.pairs import contrastive_margin as contrastive_margin
+from jaxml.losses.pairs import triplet_margin as triplet_margin

@@ -6,9 +6,11 @@
 | `linear_probe` | accuracy of a linear classifier on frozen features |
 | `fit_linear_probe`, `linear_probe_logits` | that classifier itself |
 | `few_labels` | which samples keep their label when only a few per class may |
-| `feature_std`, `effective_rank` | whether features collapsed, and to how few dims |
+| `feature_std`, `effective_rank`, `participation_ratio` | whether features collapsed, and to how few dims |
 | `alignment`, `uniformity` | how near positives lie, how evenly all features spread |
-| `collapse_metrics`, `diagnose` | all of these at once, and what is wrong by name |
+| `collapse_metrics` | all of these at once |
+| `step_disagreement` | whether two programs for one training step agree |
+| `diagnose` | what is wrong, by name |
 | `top_k_accuracy`, `top_k_correct` | share of labels among the first k guesses |
 | `confusion` | the confusion matrix: recalls, F1, IoU |
 | `Metric`, `mean_of`, `combine` | sums over a split, for `jaxml.train.evaluate` |
@@ -17,13 +19,16 @@
 from jaxml.metrics.accuracy import confusion as confusion
 from jaxml.metrics.accuracy import top_k_accuracy as top_k_accuracy
 from jaxml.metrics.accuracy import top_k_correct as top_k_correct
-from jaxml.metrics.collapse import Finding as Finding
 from jaxml.metrics.collapse import alignment as alignment
 from jaxml.metrics.collapse import collapse_metrics as collapse_metrics
-from jaxml.metrics.collapse import diagnose as diagnose
 from jaxml.metrics.collapse import effective_rank as effective_rank
 from jaxml.metrics.collapse import feature_std as feature_std
+from jaxml.metrics.collapse import output_entropies as output_entropies
+from jaxml.metrics.collapse import pair_metrics as pair_metrics
+from jaxml.metrics.collapse import participation_ratio as participation_ratio
 from jaxml.metrics.collapse import uniformity as uniformity
+from jaxml.metrics.diagnose import Finding as Finding
+from jaxml.metrics.diagnose import diagnose as diagnose
 from jaxml.metrics.knn_probe import knn_predict as knn_predict
 from jaxml.metrics.knn_probe import knn_probe as knn_probe
 from jaxml.metrics.linear_probe import LinearProbe as LinearProbe
@@ -34,3 +39,4 @@ from jaxml.metrics.linear_probe import linear_probe_logits as linear_probe_logit
 from jaxml.metrics.metric import Metric as Metric
 from jaxml.metrics.metric import combine as combine
 from jaxml.metrics.metric import mean_of as mean_of
+from jaxml.metrics.step_disagreement import step_disagreement as step_disagreement

@@ -1,4 +1,4 @@
-"""Collapse monitors: numbers that tell healthy features from broken ones, and a doctor.
+"""Collapse monitors: numbers that tell healthy features from broken ones.
 
 A self-supervised loss can fall while the features become useless: all equal, or all in a
 few dimensions. With unit rows x_i, d dims and singular values s_k of the raw features,
@@ -9,7 +9,7 @@ few dimensions. With unit rows x_i, d dims and singular values s_k of the raw fe
     uniformity     = log mean_{i<j} exp(-t ||x_i - x_j||^2)    0 all equal, lower better
 
 All are pure, jittable and cheap enough for every step, but for the effective rank with
-its singular value decomposition. `diagnose` names what the numbers show.
+its singular value decomposition. `jaxml.metrics.diagnose` names what they show.
 
 The trap: a small batch has a small rank. Compare the effective rank with min(n, d).
 
@@ -24,8 +24,6 @@ https://arxiv.org/abs/2104.14294 (uniform and one-output collapse, told by entro
 """
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +31,13 @@ from jax import lax
 
 from jaxml.export import export
 from jaxml.ops.similarity import unit
-from jaxml.parallel.collectives import all_gather, pmean, sample_positions
+from jaxml.parallel.collectives import (
+    all_gather,
+    axis_size,
+    pmean,
+    psum,
+    sample_positions,
+)
 from jaxml.typing import Array, Float, Int
 
 
@@ -79,6 +83,31 @@ def effective_rank(
     s = jnp.linalg.svd(x, compute_uv=False)
     share = s / jnp.maximum(jnp.sum(s), 1e-30) + eps
     return jnp.exp(-jnp.sum(share * jnp.log(share)))
+
+
+@export("metrics.participation_ratio", since="0.1")
+def participation_ratio(
+    features: Float[Array, "batch dim"], *, axis_name: str | None = None
+) -> Float[Array, ""]:
+    """How many dimensions unit rows vary in, in [1, min(batch, dim)]: needs no SVD.
+
+    (sum_k v_k)^2 / sum_k v_k^2 of the variances along the principal axes. A coarser
+    number than the effective rank, as few large variances hide many small ones.
+
+    Args:
+        features: any scale.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
+
+    >>> line = jnp.array([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
+    >>> [round(float(participation_ratio(x)), 3) for x in (line, jnp.eye(3))]
+    [1.0, 2.0]
+    """
+    x = unit(features.astype(jnp.float32))
+    x = x - pmean(jnp.mean(x, axis=0, keepdims=True), axis_name)
+    is_wide = axis_name is None and len(x) < x.shape[1]
+    gram = jnp.matmul(x, x.T) if is_wide else psum(jnp.matmul(x.T, x), axis_name)
+    square = jnp.sum(jnp.square(gram))
+    return jnp.where(square > 0, jnp.trace(gram) ** 2 / square, 1.0)
 
 
 @export("metrics.alignment", since="0.1")
@@ -168,7 +197,8 @@ def collapse_metrics(
         axis_name: mesh axis the batch is split over, inside `shard_map`.
 
     Returns:
-        feature_std, uniformity, effective_rank; `rank_share` of min(batch, dim); with
+        feature_std, uniformity, participation_ratio, effective_rank; `rank_share` of
+        min(batch, dim); with
         positives `alignment`, and `pair_distance`, the mean squared distance of all
         pairs on the unit sphere, which it should undercut; with probabilities
         `row_entropy`, the mean entropy of a row, and `mean_entropy`, that of the mean
@@ -180,136 +210,82 @@ def collapse_metrics(
     ['complete collapse']
     """
     x = unit(features.astype(jnp.float32))
-    n = len(x) * (1 if axis_name is None else lax.axis_size(axis_name))
+    n = len(x) * axis_size(axis_name)
     rank = effective_rank(features, axis_name=axis_name)
     values = {
         "feature_std": feature_std(features, axis_name=axis_name),
-        "uniformity": uniformity(features, axis_name=axis_name),
         "effective_rank": rank,
         "rank_share": rank / min(n, x.shape[1]),
     }
-    if positives is not None:
-        centre = pmean(jnp.mean(x, axis=0), axis_name)
-        square = pmean(jnp.mean(jnp.sum(jnp.square(x), axis=1)), axis_name)
-        spread = square - jnp.sum(jnp.square(centre))
-        values["alignment"] = alignment(features, positives, axis_name=axis_name)
-        values["pair_distance"] = 2 * n / (n - 1) * spread
+    y = features if positives is None else positives
+    pairs = pair_metrics(features, y, axis_name=axis_name)
+    if positives is None:
+        del pairs["alignment"], pairs["pair_distance"]
+    values |= pairs
     if probabilities is not None:
-        p = probabilities.astype(jnp.float32)
-        most, outputs = math.log(p.shape[1]), p.shape[1]
-        row = pmean(jnp.mean(_entropy(p)), axis_name)
-        mean = _entropy(pmean(jnp.mean(p, axis=0), axis_name))
-        values["row_entropy"] = row / most
-        values["mean_entropy"] = mean / most
-        values["outputs_used"] = jnp.exp(mean) / min(n, outputs)
+        values |= output_entropies(probabilities, axis_name=axis_name)
     return values
 
 
-@export("metrics.Finding", since="0.1")
-class Finding(NamedTuple):
-    """What is wrong, and the numbers that say so."""
-
-    name: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.detail}"
-
-
-@export("metrics.diagnose", since="0.1")
-def diagnose(
-    metrics: Mapping[str, SupportsFloat], *, num_outputs: int | None = None
-) -> list[Finding]:
-    """Names what a run's numbers show; an empty list is health.
+@export("metrics.pair_metrics", since="0.1")
+def pair_metrics(
+    x: Float[Array, "batch dim"],
+    y: Float[Array, "batch dim"],
+    *,
+    axis_name: str | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """How positives and all others lie: monitors cheap enough for every step.
 
     Args:
-        metrics: `collapse_metrics`, or a row of a log with any of its names, and
-            optionally `loss`, a cross-entropy over `num_outputs` in nats.
-        num_outputs: what the loss chooses among: prototypes, classes, candidates.
+        x: features of one view, any scale.
+        y: features of the other view, row by row.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
 
-    The findings, and when they are made:
-        not finite: any number is NaN or infinite.
-        complete collapse: feature_std < 0.1.
-        dimensional collapse: rank_share < 0.1.
-        unrelated positives: alignment > 0.95 pair_distance, as for shuffled pairs.
-        identical positives: alignment < 0.001 pair_distance, as for one view twice,
-            and no collapse that would explain it.
-        uniform output: row_entropy > 0.99, or |loss - ln(num_outputs)| < 0.001
-            ln(num_outputs); every untrained head starts there.
-        constant output: mean_entropy - row_entropy < 0.01 and not uniform: the output
-            does not depend on the input.
-        few outputs used: outputs_used < 0.1 and the output not constant.
-
-    >>> for finding in diagnose({"loss": 8.3178}, num_outputs=4096):
-    ...     print(finding)
-    uniform output: loss 8.318 is ln 4096 = 8.318, ...
+    Returns:
+        alignment; and of two rows or more, pair_distance, the mean squared distance of
+        all pairs of x on the unit sphere, and the uniformity and participation_ratio of
+        x. None has a gradient.
     """
-    m = {name: float(value) for name, value in metrics.items()}
-    bad = sorted(name for name, value in m.items() if not math.isfinite(value))
-    if bad:
-        return [
-            Finding("not finite", ", ".join(f"{name} is {m[name]}" for name in bad))
-        ]
-    return [*_diagnose_features(m), *_diagnose_outputs(m, num_outputs)]
+    x, y = (lax.stop_gradient(v.astype(jnp.float32)) for v in (x, y))
+    apart = {"alignment": alignment(x, y, axis_name=axis_name)}
+    z, n = unit(x), len(x) * axis_size(axis_name)
+    if n < 2:
+        return apart
+    centre = pmean(jnp.mean(z, axis=0), axis_name)
+    square = pmean(jnp.mean(jnp.sum(jnp.square(z), axis=1)), axis_name)
+    spread = square - jnp.sum(jnp.square(centre))
+    return {
+        **apart,
+        "pair_distance": 2 * n / (n - 1) * spread,
+        "uniformity": uniformity(x, axis_name=axis_name),
+        "participation_ratio": participation_ratio(x, axis_name=axis_name),
+    }
 
 
-def _diagnose_features(m: Mapping[str, float]) -> list[Finding]:
-    std = m.get("feature_std", 1.0)
-    if std < 0.1:  # the other symptoms follow from this one
-        detail = f"feature_std {std:.3g} is below 0.1, all features point one way"
-        return [Finding("complete collapse", detail)]
-    findings = []
-    if m.get("rank_share", 1.0) < 0.1:
-        detail = (
-            f"the effective rank is {m['rank_share']:.1%} of what batch and dim allow, "
-            "less than 10 %"
-        )
-        findings.append(Finding("dimensional collapse", detail))
-    if "alignment" in m and "pair_distance" in m:
-        apart, chance = m["alignment"], m["pair_distance"]
-        if apart > 0.95 * chance:
-            detail = (
-                f"alignment {apart:.3g} is no better than {chance:.3g} between any two "
-                "rows, are the views in one order?"
-            )
-            findings.append(Finding("unrelated positives", detail))
-        elif apart < 0.001 * chance and not findings:
-            detail = (
-                f"alignment {apart:.3g} is nothing beside {chance:.3g} between any two "
-                "rows, do the views differ?"
-            )
-            findings.append(Finding("identical positives", detail))
-    return findings
+@export("metrics.output_entropies", since="0.1")
+def output_entropies(
+    probabilities: Float[Array, "batch outputs"], *, axis_name: str | None = None
+) -> dict[str, Float[Array, ""]]:
+    """How a head uses its outputs: the part of `collapse_metrics` that says so.
 
+    Args:
+        probabilities: rows that add up to 1.
+        axis_name: mesh axis the batch is split over, inside `shard_map`.
 
-def _diagnose_outputs(m: Mapping[str, float], num_outputs: int | None) -> list[Finding]:
-    if num_outputs is not None and "loss" in m:
-        uniform = math.log(num_outputs)
-        if abs(m["loss"] - uniform) < 1e-3 * uniform:
-            detail = (
-                f"loss {m['loss']:.4g} is ln {num_outputs} = {uniform:.4g}, what equal "
-                "outputs give"
-            )
-            return [Finding("uniform output", detail)]
-    if "row_entropy" not in m or "mean_entropy" not in m:
-        return []
-    row, mean = m["row_entropy"], m["mean_entropy"]
-    if row > 0.99:
-        detail = f"the entropy of a row is {row:.1%} of its maximum"
-        return [Finding("uniform output", detail)]
-    if mean - row < 0.01:
-        detail = (
-            f"rows have {row:.1%} and their mean {mean:.1%} of the greatest entropy: "
-            "every input gets one output"
-        )
-        return [Finding("constant output", detail)]
-    if m.get("outputs_used", 1.0) < 0.1:
-        detail = (
-            f"the mean row spreads over {m['outputs_used']:.1%} of the outputs that "
-            "this batch could use"
-        )
-        return [Finding("few outputs used", detail)]
-    return []
+    >>> values = output_entropies(jnp.eye(4))
+    >>> {name: round(float(value), 3) for name, value in values.items()}
+    {'row_entropy': 0.0, 'mean_entropy': 1.0, 'outputs_used': 1.0}
+    """
+    p = probabilities.astype(jnp.float32)
+    n = len(p) * axis_size(axis_name)
+    most, outputs = math.log(p.shape[1]), p.shape[1]
+    row = pmean(jnp.mean(_entropy(p)), axis_name)
+    mean = _entropy(pmean(jnp.mean(p, axis=0), axis_name))
+    return {
+        "row_entropy": row / most,
+        "mean_entropy": mean / most,
+        "outputs_used": jnp.exp(mean) / min(n, outputs),
+    }
 
 
 def _entropy(p: Float[Array, "*rows outputs"]) -> Float[Array, "*rows"]:

@@ -13,6 +13,7 @@ https://arxiv.org/abs/2010.11929 (learned; section 3.2 for other grids); Chen et
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxml.export import export
 from jaxml.ops.resize import resize_image
@@ -47,6 +48,8 @@ def resize_positions(
     positions: Float[Array, "tokens features"],
     grid: tuple[int, int],
     new_grid: tuple[int, int],
+    *,
+    antialias: bool = True,
 ) -> Float[Array, "new_tokens features"]:
     """Positions of one grid of patches resampled to another.
 
@@ -54,6 +57,8 @@ def resize_positions(
         positions: row by row; tokens before the grid, such as a class token's, stay.
         grid: rows and columns of `positions`.
         new_grid: rows and columns of the result.
+        antialias: Keys' cubic, a = -1/2, widened when shrinking; False has that of
+            PyTorch's plain interpolation, a = -3/4, with the edges repeated.
 
     Raises:
         ValueError: if there are fewer positions than the grid has.
@@ -68,6 +73,27 @@ def resize_positions(
         )
     first, rest = positions[:others], positions[others:]
     picture = rest.reshape(*grid, -1)
-    picture = resize_image(jnp.asarray(picture), new_grid, method="bicubic")
+    if antialias:
+        picture = resize_image(jnp.asarray(picture), new_grid, method="bicubic")
+    else:
+        rows, columns = map(_cubic_weights, grid, new_grid)
+        highest = lax.Precision.HIGHEST
+        picture = jnp.einsum(
+            "oh,pw,hwf->opf", rows, columns, picture, precision=highest
+        )
     rest = picture.reshape(-1, rest.shape[-1]).astype(positions.dtype)
     return jnp.concatenate([first, rest])
+
+
+def _cubic_weights(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
+    """The matrix of a cubic convolution whose input is continued by its edges."""
+    center = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    weights = np.zeros((new_size, size))
+    for tap in range(-1, 3):
+        place = np.floor(center) + tap
+        x = np.abs(center - place)
+        near = (1.25 * x - 2.25) * x * x + 1
+        far = -0.75 * (((x - 5) * x + 8) * x - 4)
+        place = np.clip(place, 0, size - 1).astype(int)
+        weights[np.arange(new_size), place] += np.where(x < 1, near, far)
+    return weights.astype(np.float32)

@@ -14,7 +14,9 @@ Reference: Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
 https://arxiv.org/abs/1706.03762 (post, section 3.1); Xiong et al., "On Layer
 Normalization in the Transformer Architecture", ICML 2020,
 https://arxiv.org/abs/2002.04745 (pre, table 1); Touvron et al., "Going Deeper with Image
-Transformers", ICCV 2021, https://arxiv.org/abs/2103.17239 (layer scale, equation 4).
+Transformers", ICCV 2021, https://arxiv.org/abs/2103.17239 (layer scale, equation 4);
+Shazeer, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202 (SwiGLU,
+equation 6; here with biases).
 """
 
 from collections.abc import Callable
@@ -37,10 +39,12 @@ Tokens = Float[Array, "batch tokens dim"]
 
 @export("nn.Feedforward", since="0.1")
 class Feedforward(nn.Module):
-    """Two dense layers with an exact GELU between them.
+    """Two dense layers with an exact GELU, or a gate, between them.
 
     Attributes:
         hidden: width between the layers.
+        kind: "gelu", or "swiglu": silu(a) * b, a and b the halves of a first layer of
+            twice the width.
         dropout: rate after either layer.
         axis_name: mesh axis the batch is split over; only dropout looks at it.
         dtype: of computation; None takes the widest of input and parameters.
@@ -52,9 +56,12 @@ class Feedforward(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    kind: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool) -> Tokens:
+        if self.kind not in ("gelu", "swiglu"):
+            raise ValueError(f"kind must be gelu or swiglu, got {self.kind!r}")
         dense = partial(
             Dense,
             kernel_init=nn.initializers.xavier_uniform(),
@@ -62,7 +69,11 @@ class Feedforward(nn.Module):
             param_dtype=self.param_dtype,
         )
         dropout = Dropout(self.dropout, axis_name=self.axis_name)
-        y = gelu(dense(self.hidden, name="dense1")(x))
+        if self.kind == "gelu":
+            y = gelu(dense(self.hidden, name="dense1")(x))
+        else:
+            gate, y = jnp.split(dense(2 * self.hidden, name="dense1")(x), 2, axis=-1)
+            y = nn.silu(gate) * y
         y = dense(x.shape[-1], name="dense2")(dropout(y, train=train))
         return dropout(y, train=train)
 
@@ -80,6 +91,7 @@ class TransformerBlock(nn.Module):
         dropout: rate after every dense layer but those of q, k and v.
         drop_path: rate of stochastic depth of either branch.
         layer_scale: where the factors of the branches start; None has none.
+        mlp: the `kind` of `Feedforward`.
         epsilon: of the layer norms.
         axis_name: mesh axis the batch is split over; only dropout looks at it.
         dtype: of computation; None takes the widest of input and parameters.
@@ -98,6 +110,7 @@ class TransformerBlock(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    mlp: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -135,7 +148,7 @@ class TransformerBlock(nn.Module):
             ),
             **options,
         )
-        mlp = Feedforward(self.hidden, name="mlp", **noise, **kinds)
+        mlp = Feedforward(self.hidden, kind=self.mlp, name="mlp", **noise, **kinds)
         for branch, number in ((attend, 1), (mlp, 2)):
             norm = nn.LayerNorm(self.epsilon, name=f"norm{number}", **kinds)
             y = branch(norm(x) if self.norm == "pre" else x, train=train)

@@ -19,7 +19,8 @@ the final norm, by the class token and by the mean alike.
 Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021,
 https://arxiv.org/abs/2010.11929 (equations 1 to 4, table 1); sizes and initialisation of
 Touvron et al., https://arxiv.org/abs/2012.12877, and Chen et al. (MoCo v3),
-https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding).
+https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding); Darcet et al.,
+"Vision Transformers Need Registers", https://arxiv.org/abs/2309.16588 (registers).
 """
 
 from collections.abc import Callable
@@ -57,14 +58,20 @@ class VisionTransformer(nn.Module):
         heads: of attention; they divide the width.
         attention: a function (q, k, v), see `nn.MultiHeadAttention`.
         mlp_ratio: hidden width of the feedforward layers, in widths.
+        mlp: their `kind`, "gelu" or "swiglu".
         num_classes: size of a linear head; None returns features.
         class_token: put a learned token before the patches.
-        pool: "class" reads that token, "mean" the mean of the patches.
+        pool: "class" reads that token, "mean" the mean of the patches; "both" is the
+            class token and the mean side by side, twice as wide.
         position: "learned", or the fixed "sincos" (zero at the class token).
+        class_position: the class token has a learned position of its own.
+        registers: learned tokens between the class token and the patches, which have no
+            position and which nothing reads.
         dropout: rate after the embedding and after every dense layer of a block.
         drop_path: rate of stochastic depth at the last block, growing linearly from 0.
         layer_scale: where the factors of a block's branches start; None has none.
         any_size: take images of any whole number of patches, and resample positions.
+        antialias_positions: how they are resampled, see `resize_positions`.
         remat: compute blocks again in the backward pass instead of keeping all of them.
         scan: loop over the blocks; their parameters are stacked, see `stack_blocks`.
         epsilon: of the layer norms.
@@ -94,6 +101,10 @@ class VisionTransformer(nn.Module):
     any_size: bool = False
     remat: bool = False
     scan: bool = False
+    class_position: bool = True
+    registers: int = 0
+    mlp: str = "gelu"
+    antialias_positions: bool = True
 
     def setup(self) -> None:
         self._check()
@@ -102,13 +113,16 @@ class VisionTransformer(nn.Module):
         small = nn.initializers.truncated_normal(0.02)
         if self.class_token:
             self.first = self.param("class", small, (self.width,), self.param_dtype)
+        if self.registers:
+            shape = (self.registers, self.width)
+            self.others = self.param("registers", small, shape, self.param_dtype)
         rows, columns = self._grid
         if self.position == "learned":
-            shape = (self.class_token + rows * columns, self.width)
+            first = self.class_token and self.class_position
+            shape = (first + rows * columns, self.width)
             self.positions = self.param("position", small, shape, self.param_dtype)
         else:
-            grid = sincos_positions(rows, columns, self.width)
-            self.positions = np.pad(grid, ((int(self.class_token), 0), (0, 0)))
+            self.positions = sincos_positions(rows, columns, self.width)
         self.embed_dropout = Dropout(self.dropout, axis_name=self.axis_name)
         block = partial(
             TransformerBlock,
@@ -118,6 +132,7 @@ class VisionTransformer(nn.Module):
             dropout=self.dropout,
             drop_path=self.drop_path,
             layer_scale=self.layer_scale,
+            mlp=self.mlp,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
             **kinds,
@@ -130,31 +145,40 @@ class VisionTransformer(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch features"]:
-        """Returns the pooled features [batch, width], or the head's logits of them.
+        """Returns the pooled features, [batch, width] but for "both", or their logits.
 
         Raises:
             ValueError: if the images are not of `image_size`, or with `any_size` not
                 whole patches.
         """
         tokens = self.tokens(images, train=train)
-        if self.pool == "class":
+        mean = jnp.mean(tokens[:, int(self.class_token) + self.registers :], axis=1)
+        if self.pool == "mean":
+            features = mean
+        elif self.pool == "class":
             features = tokens[:, 0]
         else:
-            features = jnp.mean(tokens[:, int(self.class_token) :], axis=1)
+            features = jnp.concatenate([tokens[:, 0], mean], axis=1)
         return features if self.num_classes is None else self.head(features)
 
     def tokens(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Tokens:
-        """Returns all tokens after the final norm: the class token, then row by row."""
+        """Returns all tokens after the final norm: class, registers, then row by row."""
         x = self.patch_embed(self._patches(images))
         if self.class_token:
             first = jnp.broadcast_to(self.first, (len(x), 1, self.width))
             x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
         positions, grid = jnp.asarray(self.positions), self._grid_of(images)
         if grid != self._grid:
-            positions = resize_positions(positions, self._grid, grid)
+            smooth = self.antialias_positions
+            positions = resize_positions(positions, self._grid, grid, antialias=smooth)
+        positions = jnp.pad(positions, ((x.shape[1] - len(positions), 0), (0, 0)))
         x += positions.astype(x.dtype)[None]
+        if self.registers:
+            others = jnp.broadcast_to(self.others, (len(x), *self.others.shape))
+            first, patches = jnp.split(x, [int(self.class_token)], axis=1)
+            x = jnp.concatenate([first, others.astype(x.dtype), patches], axis=1)
         x = self.embed_dropout(x, train=train)
         return self.norm(self._through_blocks(x, train))
 
@@ -212,9 +236,9 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"heads must divide width, got {self.heads} and {self.width}"
             )
-        if self.pool not in ("class", "mean"):
-            raise ValueError(f"pool must be class or mean, got {self.pool!r}")
-        if self.pool == "class" and not self.class_token:
+        if self.pool not in ("class", "mean", "both"):
+            raise ValueError(f"pool must be class, mean or both, got {self.pool!r}")
+        if self.pool != "mean" and not self.class_token:
             raise ValueError("pool must be mean where there is no class token")
         if self.position not in ("learned", "sincos"):
             raise ValueError(

@@ -5,6 +5,7 @@
 | `augment` | random operations on one image, for the jitted step |
 | `views` | the augmentation recipes of the self-supervised papers |
 | `color` | brightness, contrast, saturation, hue, gray, HSV, normalization |
+| `lab` | CIE Lab: lightness apart from colour |
 | `resize` | crop and resize with antialiasing, as two matrix products |
 | `blur` | Gaussian blur |
 | `sampling` | bilinear sampling at any points, affine warps |
@@ -37,10 +38,13 @@ from jaxml.ops.color import hsv_to_rgb as hsv_to_rgb
 from jaxml.ops.color import normalize as normalize
 from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
 from jaxml.ops.color import solarize as solarize
+from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
+from jaxml.ops.lab import rgb_to_lab as rgb_to_lab
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.sampling import affine as affine
 from jaxml.ops.sampling import sample_bilinear as sample_bilinear
+from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
 from jaxml.ops.views import byol_view1 as byol_view1
 from jaxml.ops.views import byol_view2 as byol_view2

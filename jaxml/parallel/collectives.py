@@ -21,6 +21,11 @@ from jaxml.typing import Array, Int, PRNGKeyArray
 Tree = TypeVar("Tree")
 
 
+def axis_size(axis_name: str | None) -> int:
+    """Number of devices along the axis; 1 where there is none."""
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
 @export("parallel.pmean", since="0.1")
 def pmean(tree: Tree, axis_name: str | None) -> Tree:
     """Mean over the devices of every leaf."""

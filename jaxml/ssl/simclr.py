@@ -14,18 +14,19 @@ of Visual Representations", ICML 2020, https://arxiv.org/abs/2002.05709 (equatio
 algorithm 1; head of section 4.2 with batch normalisation as in the authors' code).
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-import optax
 
 from jaxml.export import export
-from jaxml.losses.contrastive import nt_xent_logits
+from jaxml.losses.contrastive import nt_xent_rows
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std
+from jaxml.metrics.collapse import feature_std, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.nn.mlp import Mlp
+from jaxml.parallel.collectives import axis_size
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 
@@ -61,8 +62,9 @@ def simclr(model: SimCLR, *, temperature: float = 0.1) -> Method:
     """The SimCLR method; a batch holds two augmented images, `view1` and `view2`.
 
     `predict` returns h [batch, features] of `image`. Metrics: the loss, the share of
-    views that find their partner (`accuracy`), and `feature_std` of h and of z (near 1
-    healthy, 0 collapsed).
+    views that find their partner (`accuracy`), and what `jaxml.metrics.diagnose` reads:
+    `feature_std` of h and of z (near 1 healthy, 0 collapsed), `pair_metrics` of z,
+    `loss_at_chance` and `hardest_share`.
 
     Args:
         model: backbone and head; its `axis_name` is the axis the batch is split over.
@@ -82,14 +84,19 @@ def simclr(model: SimCLR, *, temperature: float = 0.1) -> Method:
             model, params, model_state, views, train=True
         )
         z1, z2 = jnp.split(z, 2)
-        logits, partners = nt_xent_logits(z1, z2, temperature, model.axis_name)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, partners)
-        value = jnp.mean(losses)
+        rows = nt_xent_rows(z1, z2, temperature, model.axis_name)
+        value, others = (
+            jnp.mean(rows.loss),
+            2 * len(z1) * axis_size(model.axis_name) - 1,
+        )
         metrics = {
             "loss": value,
-            "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == partners),
+            "loss_at_chance": jnp.float32(math.log(others)),
+            "accuracy": jnp.mean(rows.found, dtype=jnp.float32),
+            "hardest_share": jnp.mean(rows.hardest),
             "feature_std_h": feature_std(h, axis_name=model.axis_name),
             "feature_std_z": feature_std(z, axis_name=model.axis_name),
+            **pair_metrics(z1, z2, axis_name=model.axis_name),
         }
         return value, (model_state, metrics)
 

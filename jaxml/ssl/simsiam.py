@@ -20,7 +20,7 @@ from jax import lax
 
 from jaxml.export import export
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std
+from jaxml.metrics.collapse import feature_std, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.nn.mlp import Mlp
 from jaxml.ops.similarity import unit
@@ -98,7 +98,8 @@ def simsiam(model: SimSiam) -> Method:
     """The SimSiam method; a batch holds two augmented images, `view1` and `view2`.
 
     `predict` returns the backbone's h [batch, features] of `image`. Metrics: the loss,
-    and `feature_std` of z (near 1 healthy, 0 collapsed).
+    and of z `feature_std` (near 1 healthy, 0 collapsed) and `pair_metrics`, for
+    `jaxml.metrics.diagnose`.
     """
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
@@ -116,8 +117,12 @@ def simsiam(model: SimSiam) -> Method:
             model, params, model_state, batch["view2"], train=True
         )
         value = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
-        std = feature_std(z1, axis_name=model.axis_name)
-        return value, (model_state, {"loss": value, "feature_std": std})
+        metrics = {
+            "loss": value,
+            "feature_std": feature_std(z1, axis_name=model.axis_name),
+            **pair_metrics(z1, z2, axis_name=model.axis_name),
+        }
+        return value, (model_state, metrics)
 
     def predict(
         params: Params, model_state: ModelState, batch: Batch

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from jaxml.export import export
 from jaxml.method import Batch, Metrics
+from jaxml.metrics.diagnose import diagnose
 from jaxml.parallel.multihost import ends_on_peer_loss
 from jaxml.train.checkpoint import Checkpoints, KeepBest
 from jaxml.train.guard import check_finite, scalars
@@ -45,6 +46,8 @@ def fit(
     continued: state and data iterator are restored, and what follows is bit for bit what
     an uninterrupted run would have made (on the same devices). SIGTERM and Ctrl-C save a
     checkpoint before the process ends.
+
+    What `jaxml.metrics.diagnose` finds in a report is said when it is first found.
 
     Write your own loop when this one is not enough: `step` is an ordinary function.
 
@@ -96,10 +99,16 @@ def fit(
             if run is not None and done:
                 progress.say(f"{run.path}: continuing at step {done} of {num_steps}")
 
+            known: set[str] = set()
+
             def report(values: Mapping[str, float]) -> None:
                 progress.report(done, values)
                 for write in logs:
                     write(done, values)
+                for finding in diagnose(values):
+                    if finding.name not in known:
+                        progress.say(f"step {done}: {finding}")
+                        known.add(finding.name)
 
             unchecked: tuple[int, Metrics, Batch] | None = None
             while done < num_steps:

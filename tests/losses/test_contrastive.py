@@ -1,14 +1,18 @@
 """NT-Xent against NumPy, its properties, and eight devices against one."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxml.losses import nt_xent, nt_xent_logits
+from jaxml.losses import nt_xent, nt_xent_logits, nt_xent_rows
 from jaxml.parallel import data_mesh, pmean
+from tests.numerical import close, gradients
 
 
 def nt_xent_numpy(z1, z2, temperature):
@@ -29,8 +33,7 @@ def nt_xent_numpy(z1, z2, temperature):
 def test_matches_numpy(rng, batch, dim, temperature):
     z1, z2 = rng.normal(size=(2, batch, dim))
     actual = nt_xent(z1.astype(np.float32), z2.astype(np.float32), temperature)
-    expected = nt_xent_numpy(z1, z2, temperature)
-    chex.assert_trees_all_close(actual, np.float32(expected), rtol=2e-5, atol=1e-5)
+    close(actual, nt_xent_numpy(z1, z2, temperature), scale=1 / temperature)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -54,11 +57,43 @@ def test_a_view_never_meets_itself_and_is_paired_with_its_partner(rng):
     assert partners.tolist() == [3, 4, 5, 0, 1, 2]
 
 
-def test_gradients_are_numerical_and_finite_at_zero(rng):
-    z1, z2 = rng.normal(size=(2, 4, 3)).astype(np.float32)
-    chex.assert_numerical_grads(
-        lambda a, b: nt_xent(a, b, 0.5), (z1, z2), order=1, eps=1e-2
+def test_rows_are_those_of_the_stored_logits(rng):
+    z1, noise = rng.normal(size=(2, 9, 4)).astype(np.float32)
+    z2 = z1 + noise
+    losses, found, hardest = nt_xent_rows(z1, z2, 0.2, chunk=4)
+    logits, partners = nt_xent_logits(z1, z2, 0.2)
+    stored = optax.softmax_cross_entropy_with_integer_labels(logits, partners)
+    chex.assert_trees_all_close(losses, stored, rtol=1e-5, atol=1e-5)
+    assert (found == (jnp.argmax(logits, axis=1) == partners)).all()
+    assert found.any()
+    assert not found.all()
+    negatives = logits.at[jnp.arange(18), partners].set(-jnp.inf)
+    share = jnp.max(jax.nn.softmax(negatives, axis=1), axis=1)
+    chex.assert_trees_all_close(hardest, share, rtol=1e-5)
+    same = jnp.ones((8, 4))
+    assert not nt_xent_rows(same, same, 0.2).found.any()
+    chex.assert_trees_all_close(
+        nt_xent_rows(same, same, 0.2).hardest, jnp.full(16, 1 / 14), rtol=1e-5
     )
+    assert (nt_xent_rows(same[:1], same[:1], 0.2).hardest == 0).all()  # no negative
+
+
+def test_thirty_thousand_pairs_fit_into_a_third_of_a_gibibyte():
+    """Where the similarities alone would take 16."""
+    shape = jax.ShapeDtypeStruct((32768, 512), jnp.float32)
+    loss = jax.value_and_grad(partial(nt_xent, temperature=0.1), (0, 1))
+    memory = jax.jit(loss).lower(shape, shape).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.35 * 2**30
+
+
+def test_gradients_are_numerical_and_finite_at_zero(rng):
+    views = rng.normal(size=(2, 4, 3))
+    expected = gradients(lambda a, b: nt_xent_numpy(a, b, 0.5), *views)
+    z1, z2 = views.astype(np.float32)
+    for chunk in (3, 1024):
+        grads = jax.grad(partial(nt_xent, chunk=chunk), (0, 1))(z1, z2, 0.5)
+        for got, wanted in zip(grads, expected, strict=True):
+            close(got, wanted, rtol=1e-5, atol=1e-5)
     zero = jnp.zeros((4, 3))
     chex.assert_tree_all_finite(jax.grad(nt_xent)(zero, z2, 0.5))
 

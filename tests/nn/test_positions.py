@@ -70,3 +70,27 @@ def test_resampling_keeps_dtype_and_wants_a_grid():
     assert resize_positions(half, (2, 2), (3, 3)).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="at least 3 x 3, got 4"):
         resize_positions(half, (3, 3), (2, 2))
+
+
+@pytest.mark.parametrize("new", [(3, 4), (5, 9), (2, 1), (7, 3)])
+def test_plain_resampling_repeats_the_edges(rng, new):
+    """Against loops over the sixteen neighbours, with a = -3/4 and no antialiasing."""
+
+    def kernel(t):
+        t, a = abs(t), -0.75
+        if t < 1:
+            return (a + 2) * t**3 - (a + 3) * t**2 + 1
+        return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
+
+    positions = np.float32(rng.normal(size=(1 + 3 * 4, 2)))
+    table = positions[1:].reshape(3, 4, 2).astype(np.float64)
+    expected = np.zeros((*new, 2))
+    for row, column in np.ndindex(*new):
+        y, x = (row + 0.5) * 3 / new[0] - 0.5, (column + 0.5) * 4 / new[1] - 0.5
+        for i in range(math.floor(y) - 1, math.floor(y) + 3):
+            for j in range(math.floor(x) - 1, math.floor(x) + 3):
+                value = table[min(max(i, 0), 2), min(max(j, 0), 3)]
+                expected[row, column] += kernel(y - i) * kernel(x - j) * value
+    actual = resize_positions(positions, (3, 4), new, antialias=False)
+    chex.assert_trees_all_equal(actual[:1], positions[:1])
+    chex.assert_trees_all_close(actual[1:], expected.reshape(-1, 2), atol=1e-5)

@@ -64,6 +64,9 @@ def numpy_vit(params, images, patch_size, depth, heads, class_token, position):
 
     def mlp(x, layer):
         x = dense(x, layer["dense1"])
+        if layer["dense2"]["kernel"].shape[0] < x.shape[-1]:
+            gate, x = np.split(x, 2, axis=-1)
+            return dense(gate / (1 + np.exp(-gate)) * x, layer["dense2"])
         return dense(x * (1 + erf(x / np.sqrt(2))) / 2, layer["dense2"])
 
     def one(image):
@@ -77,6 +80,8 @@ def numpy_vit(params, images, patch_size, depth, heads, class_token, position):
         if class_token:
             x = np.concatenate([params["class"][None], x])
         x = x + position
+        if "registers" in params:
+            x = np.concatenate([x[:class_token], params["registers"], x[class_token:]])
         for i in range(depth):
             block = params[f"blocks_{i}"]
             x = x + attention(norm(x, block["norm1"]), block["attention"])
@@ -93,6 +98,8 @@ def numpy_vit(params, images, patch_size, depth, heads, class_token, position):
         {"class_token": False, "pool": "mean"},
         {"position": "sincos"},
         {"position": "sincos", "pool": "mean", "num_classes": 5},
+        {"registers": 3, "pool": "both", "num_classes": 5, "mlp": "swiglu"},
+        {"registers": 2, "class_position": False, "pool": "mean"},
     ],
 )
 def test_matches_numpy(rng, options):
@@ -105,13 +112,16 @@ def test_matches_numpy(rng, options):
     else:
         assert "position" not in params
         position = numpy_sincos(3, 4, 12)
-        position = np.pad(position, ((int(module.class_token), 0), (0, 0)))
+    first = int(module.class_token) + 3 * 4 - len(position)
+    position = np.pad(position, ((first, 0), (0, 0)))
     expected = numpy_vit(params, images, 2, 2, 3, module.class_token, position)
     tokens = module.apply(variables, images, train=False, method="tokens")
     chex.assert_trees_all_close(tokens, expected, rtol=1e-4, atol=1e-4)
     features = expected[:, 0]
-    if module.pool == "mean":
-        features = expected[:, int(module.class_token) :].mean(1)
+    if module.pool != "class":
+        mean = expected[:, int(module.class_token) + module.registers :].mean(1)
+        both = np.concatenate([features, mean], axis=1)
+        features = mean if module.pool == "mean" else both
     if module.num_classes is not None:
         head = params["head"]
         features = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
@@ -252,8 +262,10 @@ def test_half_precision_is_close(rng, dtype):
     [
         ({"patch_size": 4}, "patch_size must divide image_size"),
         ({"heads": 5}, "heads must divide width"),
-        ({"pool": "max"}, "pool must be class or mean"),
+        ({"pool": "max"}, "pool must be class, mean or both"),
         ({"class_token": False}, "no class token"),
+        ({"class_token": False, "pool": "both"}, "no class token"),
+        ({"mlp": "relu"}, "kind must be gelu or swiglu"),
         ({"position": "rotary"}, "position must be learned or sincos"),
         ({"image_size": 8}, "images must be 8 x 8 pixels"),
     ],

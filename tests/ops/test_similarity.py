@@ -18,10 +18,15 @@ def test_rows_have_length_one(rng, shape, scale):
     chex.assert_trees_all_close(actual, np.float32(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_zero_rows_stay_zero_with_a_finite_gradient():
-    x = jnp.zeros((2, 3))
-    chex.assert_trees_all_equal(unit(x), x)
-    chex.assert_tree_all_finite(jax.grad(lambda x: unit(x).sum())(x))
+@pytest.mark.parametrize("scale", [0.0, 1e-13])
+def test_rows_without_a_direction_are_zero_and_get_no_gradient(rng, scale):
+    """One dead row must not throw all weights out of bounds."""
+    x = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32).at[1].multiply(scale)
+    assert (unit(x)[1] == 0).all()
+    gradient = jax.grad(lambda x: jnp.sum(unit(x) * jnp.arange(4.0)[None]))(x)
+    assert (gradient[1] == 0).all()
+    assert (gradient[0] != 0).all()
+    chex.assert_tree_all_finite(gradient)
 
 
 def test_half_precision_keeps_its_dtype(rng):

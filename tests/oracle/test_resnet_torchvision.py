@@ -10,43 +10,20 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
+from jaxml.interop import convert, resnet  # noqa: E402
 from jaxml.nn.resnet import resnet18, resnet50  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
 
-def our_variables(state):
-    """A state dict of torchvision's names in our tree."""
-    variables = {"params": {}, "batch_stats": {}}
-
-    def put(collection, path, value):
-        *folders, leaf = path
-        tree = variables[collection]
-        for folder in folders:
-            tree = tree.setdefault(folder, {})
-        tree[leaf] = jnp.asarray(value)
-
-    for name, value in state.items():
-        *where, leaf = name.split(".")
-        value, block = value.detach().numpy(), []
-        if where[0].startswith("layer"):
-            block = [f"stages_{int(where[0][-1]) - 1}_{where[1]}"]
-            where = where[2:]
-        if where[0] == "fc":
-            put("params", ["head", {"weight": "kernel", "bias": "bias"}[leaf]], value.T)
-            continue
-        is_conv = where[0].startswith("conv") or where == ["downsample", "0"]
-        layer = "shortcut" if where[0] == "downsample" else f"conv{where[0][-1]}"
-        if is_conv:
-            path = [*block, layer, "conv", "kernel"]
-            put("params", path, value.transpose(2, 3, 1, 0))
-        elif leaf in ("weight", "bias"):
-            path = [*block, layer, "norm", {"weight": "scale", "bias": "bias"}[leaf]]
-            put("params", path, value)
-        elif leaf.startswith("running"):
-            path = [*block, layer, "norm", leaf.removeprefix("running_")]
-            put("batch_stats", path, value)
-    return variables
+def our_variables(state, module):
+    """A state dict of torchvision's names in our tree, in its own precision."""
+    state = {name: value.detach().numpy() for name, value in state.items()}
+    images = jnp.ones((1, 64, 64, 3))
+    like = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
+    dtype = state["conv1.weight"].dtype
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), like)
+    return convert(state, resnet.conversion(module, "torchvision"), like)[0]
 
 
 def randomised(model):
@@ -109,8 +86,8 @@ def test_evaluation(name, rng):
     images = rng.normal(size=(2, 65, 50, 3)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(images).permute(0, 3, 1, 2))
-    variables = our_variables(model.state_dict())
     module = ours(num_classes=10, **options)
+    variables = our_variables(model.state_dict(), module)
     actual = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, images)
     assert relative_error(actual, expected.numpy()) < 1e-5
 
@@ -128,10 +105,12 @@ def test_training(name, rng):
     images, weights = rng.normal(size=(8, 64, 64, 3)), rng.normal(size=(8, 10))
 
     with jax.enable_x64(True):
-        variables, module = our_variables(model.state_dict()), ours(num_classes=10)
+        module = ours(num_classes=10)
+        variables = our_variables(model.state_dict(), module)
         outputs = model(torch.from_numpy(images).permute(0, 3, 1, 2))
         (outputs * torch.from_numpy(weights)).sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
+        statistics = {n: x for n, x in model.state_dict().items() if "running" in n}
 
         @jax.jit
         def step(variables, images):
@@ -148,6 +127,11 @@ def test_training(name, rng):
 
         grads, (y, stats) = step(variables, images)
         assert relative_error(y, outputs.detach().numpy()) < 1e-9
-        after = our_variables(model.state_dict())["batch_stats"]
+        after = our_variables(model.state_dict(), module)["batch_stats"]
         assert relative_error(stats, after) < 1e-7
-        assert relative_error(grads, our_variables(gradients)["params"]) < 1e-6
+        assert (
+            relative_error(
+                grads, our_variables(gradients | statistics, module)["params"]
+            )
+            < 1e-6
+        )

@@ -9,54 +9,21 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
+from jaxml.interop import convert, vit  # noqa: E402
 from jaxml.nn.positions import resize_positions, sincos_positions  # noqa: E402
 from jaxml.nn.vit import VisionTransformer  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
 
-def our_params(state):
+def our_params(state, module):
     """A state dict of timm's names in our tree."""
-    state = {name: np.asarray(value.detach()) for name, value in state.items()}
-    layer = lambda name: {
-        "kernel": state[name + ".weight"].T,
-        "bias": state[name + ".bias"],
-    }
-    norm = lambda name: {
-        "scale": state[name + ".weight"],
-        "bias": state[name + ".bias"],
-    }
-    patches = state["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
-    params = {
-        "patch_embed": {
-            "kernel": patches.reshape(-1, patches.shape[-1]),
-            "bias": state["patch_embed.proj.bias"],
-        },
-        "position": state["pos_embed"][0],
-        "norm": norm("norm"),
-        "head": layer("head"),
-    }
-    if "cls_token" in state:
-        params["class"] = state["cls_token"][0, 0]
-    for i in range(len({name.split(".")[1] for name in state if "blocks" in name})):
-        name = f"blocks.{i}."
-        params[f"blocks_{i}"] = {
-            "norm1": norm(name + "norm1"),
-            "attention": {
-                "qkv": layer(name + "attn.qkv"),
-                "out": layer(name + "attn.proj"),
-            },
-            "norm2": norm(name + "norm2"),
-            "mlp": {
-                "dense1": layer(name + "mlp.fc1"),
-                "dense2": layer(name + "mlp.fc2"),
-            },
-        }
-        for number in (1, 2):
-            gamma = f"{name}ls{number}.gamma"
-            if gamma in state:
-                params[f"blocks_{i}"][f"scale{number}"] = state[gamma]
-    return jax.tree.map(jnp.asarray, params)
+    size = module.image_size
+    size = size if isinstance(size, tuple) else (size, size)
+    images = jnp.ones((1, *size, 3))
+    like = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
+    state = {name: value.detach().numpy() for name, value in state.items()}
+    return convert(state, vit.conversion(module, "timm"), like)[0]["params"]
 
 
 def relative_error(actual, expected):
@@ -110,10 +77,10 @@ def test_outputs_and_gradients(pool, rng):
         y = module.apply({"params": params}, images, train=True)
         return jnp.sum(y * weights), y
 
-    params = our_params(model.state_dict())
+    params = our_params(model.state_dict(), module)
     grads, y = jax.jit(jax.grad(objective, has_aux=True))(params)
     assert relative_error(y, outputs.detach().numpy()) < 1e-5
-    expected = our_params({n: p.grad for n, p in model.named_parameters()})
+    expected = our_params({n: p.grad for n, p in model.named_parameters()}, module)
     assert relative_error(grads, expected) < 1e-4
 
 
@@ -121,11 +88,9 @@ def test_published_weights_layout():
     """The tree of timm's ViT-Tiny is ours, leaf by leaf."""
     model = timm.create_model("vit_tiny_patch16_224")
     module = VisionTransformer(width=192, depth=12, heads=3, num_classes=1000)
-    init = lambda: module.init(
-        jax.random.key(0), jnp.ones((1, 224, 224, 3)), train=False
-    )
-    ours = jax.eval_shape(init)["params"]
-    chex.assert_trees_all_equal_shapes(our_params(model.state_dict()), ours)
+    params = our_params(model.state_dict(), module)
+    numbers = sum(p.numel() for p in model.parameters())
+    assert sum(x.size for x in jax.tree.leaves(params)) == numbers
 
 
 def test_sincos_is_timms():
@@ -134,6 +99,17 @@ def test_sincos_is_timms():
     ours = sincos_positions(3, 5, 16)
     columns = {tuple(np.round(c, 5)) for c in ours.T}
     assert columns == {tuple(np.round(c, 5)) for c in theirs.numpy().T}
+
+
+@pytest.mark.parametrize("size", [(5, 7), (2, 3), (3, 4), (1, 9)])
+def test_plainly_resampled_positions_are_torchs(rng, size):
+    positions = np.float32(rng.normal(size=(1 + 3 * 4, 6)))
+    picture = torch.from_numpy(positions[1:]).reshape(1, 3, 4, 6).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(picture, size, mode="bicubic")
+    theirs = theirs[0].permute(1, 2, 0).reshape(-1, 6).numpy()
+    ours = resize_positions(positions, (3, 4), size, antialias=False)
+    chex.assert_trees_all_equal(ours[:1], positions[:1])
+    chex.assert_trees_all_close(ours[1:], theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (2, 3), (3, 4)])

@@ -68,6 +68,21 @@ def test_progress_is_shown_in_lines(start, batches, capsys):
     assert [line.split("  ")[0] for line in lines] == ["step 10", "step 20"]
 
 
+def test_findings_are_said_once(start, batches, capsys):
+    step, state = start()
+
+    def collapsed(state, batch):
+        state, metrics = step(state, batch)
+        return state, {**metrics, "feature_std": jnp.zeros(())}
+
+    fit(collapsed, state, batches, 20, log_every=10)
+    said = [s for s in capsys.readouterr().err.splitlines() if "collapse" in s]
+    assert said == [
+        "step 10: complete collapse: feature_std 0 is below 0.1, all features point "
+        "one way"
+    ]
+
+
 def test_batches_that_end_too_early_are_an_error(start, batches):
     step, state = start()
     few = [next(iter(batches))] * 3
