@@ -9,7 +9,7 @@ keys, and without either, by attention of the whole sequence anew, which is what
 "up to 4000x" of Katharopoulos et al. (https://arxiv.org/abs/2006.16236) compares with.
 Rounds alternate, medians count; "linear is" says how many times as fast as the other.
 
-2 CPU cores (AVX-512), shared, jax 0.10.2, 3 rounds, seed 0:
+With `--rounds 3` on 2 CPU cores (AVX-512), shared, jax 0.10.2, seed 0:
 
     tokens  out by                  ms   linear is   with gradients, ms   linear is
       1024  linear                  13        1.0x                   32        1.0x
