@@ -6,43 +6,44 @@ One sequence, 8 heads of 64, float32; forward alone and with the gradients of q,
 Rounds alternate between the libraries in one process, medians count. Memory is what XLA
 asks for besides inputs and outputs. "jaxml is" says how many times as fast as the peer.
 
-2 CPU cores (AVX-512), jax 0.10.2, torch 2.13.0, 7 rounds, seed 0:
+2 CPU cores (AVX-512), shared, jax 0.10.2, torch 2.13.0, 7 rounds, seed 0:
 
     tokens  mask    what  library    ms     MB  jaxml is
-      1024  causal  out   jaxml      29      9      1.0x
-                          jax.nn     62     64      2.1x
-                          torch      16             0.6x
-      1024  causal  grad  jaxml     181     16      1.0x
-                          jax.nn    366    130      2.0x
-                          torch     135             0.7x
-      1024  full    out   jaxml      51      9      1.0x
-                          jax.nn    119     64      2.3x
-                          torch      28             0.5x
-      1024  full    grad  jaxml     126     16      1.0x
-                          jax.nn    273    130      2.2x
-                          torch      64             0.5x
-      4096  causal  out   jaxml     301     31      1.0x
-                          jax.nn   1040   1024      3.5x
-                          torch     163             0.5x
-      4096  causal  grad  jaxml    1349     56      1.0x
-                          jax.nn   6030   2056      4.5x
-                          torch     704             0.5x
-      4096  full    out   jaxml     499     31      1.0x
-                          jax.nn   1376   1024      2.8x
-                          torch     286             0.6x
-      4096  full    grad  jaxml    1783     56      1.0x
-                          jax.nn   5524   2056      3.1x
-                          torch    1138             0.6x
+      1024  causal  out   jaxml      46      9      1.0x
+                          jax.nn     99     64      2.2x
+                          torch      22             0.5x
+      1024  causal  grad  jaxml     114     16      1.0x
+                          jax.nn    201    102      1.8x
+                          torch      57             0.5x
+      1024  full    out   jaxml      36      9      1.0x
+                          jax.nn     80     64      2.2x
+                          torch      23             0.6x
+      1024  full    grad  jaxml     118     16      1.0x
+                          jax.nn    162    102      1.4x
+                          torch      54             0.5x
+      4096  causal  out   jaxml     255     31      1.0x
+                          jax.nn    978   1024      3.8x
+                          torch     128             0.5x
+      4096  causal  grad  jaxml     989     55      1.0x
+                          jax.nn   3413   1560      3.4x
+                          torch     386             0.4x
+      4096  full    out   jaxml     380     31      1.0x
+                          jax.nn    969   1024      2.5x
+                          torch     218             0.6x
+      4096  full    grad  jaxml    1457     55      1.0x
+                          jax.nn   2985   1560      2.0x
+                          torch     811             0.6x
 
 Memory is linear where `jax.nn` is quadratic. PyTorch is ahead by a factor of two: a pass
-over 4096 tokens is 34 GFLOP of products, which XLA's CPU backend makes at 100 to 140
-GFLOP/s in tiles of this size and PyTorch's oneDNN at 200, and PyTorch writes the rest as
+over 4096 tokens is 34 GFLOP of products, which XLA's CPU backend makes at 70 to 140
+GFLOP/s in tiles of any size and PyTorch's oneDNN at 200, and PyTorch writes the rest as
 one kernel. With the gradient of a full mask, `jax.nn` loses less, for it keeps the weights
-that tiles make again: 7 products of matrices instead of 6.
+that tiles make again: 7 products of matrices instead of 6. Those 7 are 120 GFLOP, and
+nearly all of the time; tiles of half and twice the size came within a tenth of it.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -84,13 +85,13 @@ def main(config: Config) -> Mapping[str, Mapping[str, float]]:
     print("| tokens | mask | what | library | ms | MB | jaxml is |")
     print("|---|---|---|---|---|---|---|")
     for length in config.lengths:
-        shape = (3, 1, length, config.heads, config.dim)
-        qkv = rng.normal(size=shape).astype(np.float32)
+        shape = (4, 1, length, config.heads, config.dim)
+        *qkv, pull = rng.normal(size=shape).astype(np.float32)
         for causal in (True, False):
             for gradient in (False, True):
-                runs, memory = ours(qkv, causal, gradient)
+                runs, memory = ours(qkv, pull if gradient else None, causal)
                 if config.peers:
-                    runs |= torch_runs(qkv, causal, gradient)
+                    runs |= torch_runs(qkv, pull if gradient else None, causal)
                 times = medians(runs, config.rounds)
                 mask, what = ("full", "causal")[causal], ("out", "grad")[gradient]
                 for name, seconds in times.items():
@@ -110,22 +111,22 @@ def main(config: Config) -> Mapping[str, Mapping[str, float]]:
 
 
 def ours(
-    qkv: np.ndarray, causal: bool, gradient: bool
+    qkv: Sequence[np.ndarray], pull: np.ndarray | None, causal: bool
 ) -> tuple[dict[str, Run], dict[str, float]]:
     """Compiled runs of jaxml and `jax.nn`, and the memory of each in megabytes."""
     runs, memory = {}, {}
-    arrays = [jnp.asarray(x) for x in qkv]
+    arrays = [jnp.asarray(x) for x in (*qkv, pull) if x is not None]
     for name, f in (("jaxml", attention), ("jax.nn", jax.nn.dot_product_attention)):
         out = partial(f, is_causal=causal)
-        made = jax.jit(gradients(out) if gradient else out).lower(*arrays).compile()
+        made = jax.jit(out if pull is None else gradients(out)).lower(*arrays).compile()
         runs[name] = partial(finished, made, *arrays)
         memory[name] = made.memory_analysis().temp_size_in_bytes / 2**20
     return runs, memory
 
 
 def gradients(f: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """The gradients of the sum of squares of f, for q, k and v."""
-    return jax.grad(lambda *qkv: jnp.sum(f(*qkv) ** 2), argnums=(0, 1, 2))
+    """Of q, k, v and a gradient of f(q, k, v), those of q, k and v."""
+    return lambda *args: jax.vjp(f, *args[:-1])[1](args[-1])
 
 
 def finished(f: Callable[..., Any], *args: Any) -> None:
@@ -133,13 +134,17 @@ def finished(f: Callable[..., Any], *args: Any) -> None:
     jax.block_until_ready(f(*args))
 
 
-def torch_runs(qkv: np.ndarray, causal: bool, gradient: bool) -> dict[str, Run]:
+def torch_runs(
+    qkv: Sequence[np.ndarray], pull: np.ndarray | None, causal: bool
+) -> dict[str, Run]:
     """The same for PyTorch, if it is installed; its layout is heads first."""
     try:
         import torch
     except ImportError:
         return {}
-    q, k, v = (torch.tensor(x.swapaxes(1, 2).copy()) for x in qkv)
+    q, k, v, *g = (
+        torch.tensor(x.swapaxes(1, 2).copy()) for x in (*qkv, pull) if x is not None
+    )
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def out() -> None:
@@ -148,9 +153,9 @@ def torch_runs(qkv: np.ndarray, causal: bool, gradient: bool) -> dict[str, Run]:
 
     def grad() -> None:
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        (attend(*leaves, is_causal=causal) ** 2).sum().backward()
+        attend(*leaves, is_causal=causal).backward(*g)
 
-    return {"torch": grad if gradient else out}
+    return {"torch": grad if g else out}
 
 
 def medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:

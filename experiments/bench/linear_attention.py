@@ -2,43 +2,52 @@
 
     python -m experiments.bench.linear_attention
 
-One sequence, 8 heads of 64, float32, causal. First the whole sequence at once: linear
-attention (elu + 1), softmax attention in tiles, and `jax.nn`. Then one more token after
-so many: from the state of linear attention, from a cache of keys, from a ring of 1024
-keys, and without either, by attention of the whole sequence anew, which is what the
-"up to 4000x" of Katharopoulos et al. (https://arxiv.org/abs/2006.16236) compares with.
-Rounds alternate, medians count; "linear is" says how many times as fast as the other.
+One sequence, 8 heads of 64, float32. First the whole sequence at once, causal and not,
+and its gradients: linear attention (elu + 1), softmax attention in tiles, and `jax.nn`.
+Then one more token after so many: from the state of linear attention, from a cache of
+keys, from a ring of 1024 keys, and without either, by attention of the whole sequence
+anew, which is what the "up to 4000x" of Katharopoulos et al.
+(https://arxiv.org/abs/2006.16236) compares with. Rounds alternate, medians count; "linear
+is" says how many times as fast as the other.
 
 With `--rounds 3` on 2 CPU cores (AVX-512), shared, jax 0.10.2, seed 0:
 
-    tokens  out by                  ms   linear is   with gradients, ms   linear is
-      1024  linear                  13        1.0x                   32        1.0x
-            softmax in tiles        41        3.1x                  134        4.2x
-            jax.nn                  70        5.4x                  251        7.8x
-      4096  linear                  42        1.0x                  161        1.0x
-            softmax in tiles       293        7.0x                 1080        6.7x
-            jax.nn                 945       22.5x                 4840       30.1x
+                                  causal              full
+    tokens  what  by              ms   linear is      ms   linear is
+      1024  out   linear          15        1.0x      12        1.0x
+                  in tiles        43        2.9x      56        4.8x
+                  jax.nn          71        4.8x      80        6.9x
+      1024  grad  linear          32        1.0x      18        1.0x
+                  in tiles       153        4.8x     127        7.3x
+                  jax.nn         178        5.6x     187       10.7x
+      4096  out   linear          56        1.0x      35        1.0x
+                  in tiles       296        5.3x     442       12.5x
+                  jax.nn         987       17.7x    1160       32.8x
+      4096  grad  linear         152        1.0x     110        1.0x
+                  in tiles      1020        6.7x    1290       11.8x
+                  jax.nn        3990       26.2x    2940       26.8x
 
     tokens  one more token by       ms   linear is
-      1024  linear                0.40        1.0x
-            cache                  2.0        5.0x
-            ring cache of 1024     5.9       14.7x
-            softmax anew            81        202x
-      4096  linear                0.41        1.0x
-            cache                  5.5       13.5x
-            ring cache of 1024     1.5        3.7x
-            softmax anew           952       2314x
-     16384  linear                0.63        1.0x
-            cache                  247        390x
-            ring cache of 1024     6.0        9.5x
-            softmax anew         33400      52814x
-     65536  linear                0.48        1.0x
-            cache                  228        476x
-            ring cache of 1024     2.0        4.2x
+      1024  linear                0.55        1.0x
+            cache                  2.0        3.6x
+            ring cache of 1024     2.1        3.8x
+            softmax anew            61        112x
+      4096  linear                0.48        1.0x
+            cache                  6.1       12.7x
+            ring cache of 1024     2.2        4.6x
+            softmax anew           979       2037x
+     16384  linear                0.81        1.0x
+            cache                  373        462x
+            ring cache of 1024     1.7        2.2x
+            softmax anew         25600      31720x
+     65536  linear                0.52        1.0x
+            cache                  175        337x
+            ring cache of 1024     2.7        5.1x
 
 A token by linear attention takes as long after 65536 others as after 1024; from a ring of
 keys likewise, up to the noise of a shared machine. The plain cache is read whole, and copied
-where it is not donated.
+where it is not donated. What short times hold is less arithmetic (a hundredth of the
+softmax's) than copies of the operands and the first touch of fresh memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,25 +96,32 @@ def main(config: Config) -> Mapping[str, Mapping[str, float]]:
     rng = np.random.default_rng(config.seed)
     rows: dict[str, Mapping[str, float]] = {}
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    for title, lengths, make in (
-        ("out", config.lengths, partial(whole, gradient=False)),
-        ("grad", config.lengths, partial(whole, gradient=True)),
-        ("token", config.decode_lengths, partial(token, limit=config.uncached_limit)),
-    ):
+    parts: list[tuple[str, tuple[int, ...], Callable[..., dict[str, Run]]]] = []
+    for causal in (True, False):
+        for gradient in (False, True):
+            title = f"{('full', 'causal')[causal]} {('out', 'grad')[gradient]}"
+            make = partial(whole, is_causal=causal, gradient=gradient)
+            parts.append((title, config.lengths, make))
+    make = partial(token, limit=config.uncached_limit)
+    parts.append(("token", config.decode_lengths, make))
+    for title, lengths, make in parts:
         print(f"\n| tokens | {title} by | ms | linear is |\n|---|---|---|---|")
         for length in lengths:
-            shape = (3, 1, length, config.heads, config.dim)
-            qkv = jnp.asarray(rng.normal(size=shape), jnp.float32)
-            times = medians(make(qkv), config.rounds)
+            shape = (4, 1, length, config.heads, config.dim)
+            arrays = jnp.asarray(rng.normal(size=shape), jnp.float32)
+            times = medians(make(*arrays), config.rounds)
             for name, seconds in times.items():
                 ratio = seconds / times["linear"]
-                rows[f"{title}_{name}_{length}"] = {"ms": 1e3 * seconds, "times": ratio}
+                rows[f"{title}_{name}_{length}".replace(" ", "_")] = {
+                    "ms": 1e3 * seconds,
+                    "times": ratio,
+                }
                 print(f"| {length} | {name} | {1e3 * seconds:.3g} | {ratio:,.1f}x |")
     return rows
 
 
-def whole(qkv: jax.Array, *, gradient: bool) -> dict[str, Run]:
-    """The sequence at once."""
+def whole(*qkvg: jax.Array, is_causal: bool, gradient: bool) -> dict[str, Run]:
+    """The sequence at once; the last array is a gradient of the output."""
     functions: dict[str, Callable[..., Any]] = {
         "linear": linear_attention,
         "softmax in tiles": attention,
@@ -113,14 +129,15 @@ def whole(qkv: jax.Array, *, gradient: bool) -> dict[str, Run]:
     }
     runs = {}
     for name, f in functions.items():
-        causal = partial(f, is_causal=True)
-        made = jax.jit(gradients(causal) if gradient else causal)
-        runs[name] = partial(finished, made, *qkv)
+        masked = partial(f, is_causal=is_causal)
+        made = jax.jit(gradients(masked) if gradient else masked)
+        runs[name] = partial(finished, made, *qkvg[: 4 if gradient else 3])
     return runs
 
 
-def token(qkv: jax.Array, *, limit: int) -> dict[str, Run]:
+def token(*qkvg: jax.Array, limit: int) -> dict[str, Run]:
     """One token after all of the sequence."""
+    qkv = jnp.stack(qkvg[:3])
     _, batch, length, heads, dim = qkv.shape
     new = qkv[:, :, -1:]
     state = LinearState(

@@ -120,10 +120,11 @@ def linear_attention(
             q, k, v, segment_ids = (x[:, ::-1] for x in (q, k, v, segment_ids))
             nothing = (jnp.zeros_like(state[0]), segment_ids[:, 0])
             later, _ = causal(q, k, v, segment_ids, nothing, strictly=True)
-            sums += later[:, ::-1]
+            sums += later[:, :, ::-1]
         state = after
     out = _ratio(sums) if normalize else sums[..., :-1]
-    out = out.reshape(*query.shape[:3], value.shape[-1]).astype(query.dtype)
+    out = out.transpose(0, 2, 1, 3, 4).reshape(*query.shape[:3], value.shape[-1])
+    out = out.astype(query.dtype)
     result = LinearState(state[0][..., :-1], state[0][..., -1], state[1])
     return (out, result) if return_state else out
 
@@ -190,7 +191,7 @@ def _causal_sums(
     *,
     chunk_size: int,
     strictly: bool = False,
-) -> tuple[Float[Array, "B T K G V"], State]:
+) -> tuple[Float[Array, "B K T G V"], State]:
     """Sum over j <= i of (q_i . k_j) v_j, or j < i, and the state at the end."""
     batch, length, heads, groups, features = q.shape
     size = min(chunk_size, max(length, 1))
@@ -215,11 +216,9 @@ def _causal_sums(
     head = jax.checkpoint(partial(_head_sums, groups=groups, strictly=strictly))
     parts = (q, k, v, state[0], *runs)
     sums, final = _by_head(lambda x: head(*x), batch, heads, parts)
-    sums = sums.reshape(batch, heads, chunks, groups, size, -1)
-    sums = sums.transpose(0, 2, 4, 1, 3, 5).reshape(
-        batch, -1, heads, groups, v.shape[-1]
-    )
-    return sums[:, :length], (final, None if last is None else last[:, -1])
+    sums = sums.reshape(batch, heads, chunks, groups, size, -1).swapaxes(3, 4)
+    sums = sums.reshape(batch, heads, -1, groups, v.shape[-1])
+    return sums[:, :, :length], (final, None if last is None else last[:, -1])
 
 
 def _full_sums(
@@ -227,7 +226,7 @@ def _full_sums(
     k: Float[Array, "B S K F"],
     v: Float[Array, "B S K V"],
     state: Float[Array, "B K F V"],
-) -> tuple[Float[Array, "B T K G V"], Float[Array, "B K F V"]]:
+) -> tuple[Float[Array, "B K T G V"], Float[Array, "B K F V"]]:
     """Sum over all j of (q_i . k_j) v_j, and the state."""
     batch, length, heads, groups, features = q.shape
     q = q.transpose(0, 2, 1, 3, 4).reshape(batch, heads, -1, features)
@@ -239,8 +238,7 @@ def _full_sums(
         return q @ state, state
 
     sums, state = _by_head(head, batch, heads, (q, k, v, state))
-    sums = sums.reshape(batch, heads, length, groups, -1)
-    return sums.transpose(0, 2, 1, 3, 4), state
+    return sums.reshape(batch, heads, length, groups, -1), state
 
 
 def _by_head(
@@ -289,9 +287,13 @@ def _head_sums(
 
 def _ratio(sums: Float[Array, "*rows columns"]) -> Float[Array, "*rows value_dim"]:
     """Weighted sums over the sum of weights, in the last column; 0 where that is 0."""
-    total = sums[..., -1:]
+    # Two axes: the derivative's sum of products over the last one of several takes
+    # XLA's CPU backend fifteen times as long.
+    rows = sums.reshape(sums[..., 0].size, sums.shape[-1])
+    total = rows[:, -1:]
     some = total != 0
-    return jnp.where(some, sums[..., :-1] / jnp.where(some, total, 1), 0)
+    mean = rows[:, :-1] * jnp.where(some, 1 / jnp.where(some, total, 1), 0)
+    return mean.reshape(*sums.shape[:-1], mean.shape[-1])
 
 
 def _check(q: Array, k: Array, v: Array, chunk_size: int, is_square: bool) -> None:

@@ -14,7 +14,10 @@ from jaxml.attention import attention
 from jaxml.attention.chunked import chunked
 from jaxml.attention.reference import reference
 from jaxml.attention.tiles import Tiles
-from tests.attention.conftest import exact, outputs
+from tests.attention.conftest import (
+    assert_errors_are_at_most_twice_those_of_plain_attention,
+    outputs,
+)
 
 # Sizes cross the edges of tiles; every option stands beside others, and in two dtypes.
 CASES = {
@@ -82,29 +85,10 @@ KINDS += [(name, jnp.bfloat16) for name in HALF] + [(HALF[0], jnp.float16)]
 
 @pytest.mark.parametrize("name, dtype", KINDS)
 def test_errors_are_at_most_twice_those_of_plain_attention(call, name, dtype):
-    """Against float64, for out, lse and every gradient; the project's law of accuracy.
-
-    Gradients may err by one rounding of the logits more: tiles make them a second time,
-    where `reference` keeps what it made. It shows where logits are in the thousands.
-    """
     spec, operands, context = call(dtype=dtype, **CASES[name])
-    truth = exact(spec, operands, context)
-    plain = outputs(reference, spec, operands, context)
-    tiles = outputs(tiled(operands), spec, operands, context)
-    unit, least = float(jnp.finfo(dtype).eps), float(jnp.finfo(jnp.float32).eps)
-    q, k = (np.float64(np.abs(x).max(axis=(0, 1, 2))) for x in operands[:2])
-    logit = spec.scale * q @ k
-    assert truth.keys() == tiles.keys()
-    finite = lambda x: np.where(np.isfinite(x), x, 0)  # lse may be -inf
-    for key, true in truth.items():
-        assert (np.isfinite(tiles[key]) == np.isfinite(true)).all(), key
-        error, allowed = (
-            np.abs(finite(result[key]) - finite(true)).max(initial=0)
-            for result in (tiles, plain)
-        )
-        size = np.abs(finite(true)).max(initial=0)
-        again = 0 if key in ("out", "lse") else logit * least
-        assert error <= 2 * allowed + (2 * unit + again) * size, (key, error, allowed)
+    assert_errors_are_at_most_twice_those_of_plain_attention(
+        tiled(operands), spec, operands, context
+    )
 
 
 @pytest.mark.parametrize("sizes", [(16, 8, 1, 1), (37, 53, 2, 1), (37, 53, 2, 2)])

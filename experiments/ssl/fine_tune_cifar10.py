@@ -1,0 +1,110 @@
+"""Supervised training on natural images, what features without labels are compared with.
+
+    python -m experiments.ssl.fine_tune_cifar10                         TFDS's CIFAR-10
+    python -m experiments.ssl.fine_tune_cifar10 --dataset cifar10_jpg   pictures in a folder
+    python -m experiments.ssl.fine_tune_cifar10 --encoder resnet18 --num-steps 78000
+
+`fine_tune` from random weights with all labels. What is judged are its logits, by the
+protocol of all methods (`experiments/ssl/protocol.py`), so that the rows compare.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import optax
+import tyro
+
+from experiments.ssl import protocol
+from jaxml import data, ops
+from jaxml.compose import augmented
+from jaxml.nn import ConvNet, resnet18
+from jaxml.ssl import FineTuned, fine_tune
+from jaxml.typing import Array, PRNGKeyArray
+
+
+@dataclass(frozen=True)
+class Config:
+    """Supervised training on CIFAR-10."""
+
+    dataset: str = "cifar10"
+    """`cifar10` is TFDS's; any picture set of the data folder will do."""
+    encoder: Literal["convnet", "resnet18"] = "convnet"
+    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
+    widths: tuple[int, ...] = (64, 128, 256)
+    """Channels of the small encoder."""
+    size: int = 32
+    """Of the views, in pixels."""
+    num_steps: int = 800
+    """Optimizer updates."""
+    batch_size: int = 128
+    """Images per update, over all devices."""
+    learning_rate: float = 0.1
+    """Of SGD with Nesterov momentum 0.9, on a cosine."""
+    weight_decay: float = 5e-4
+    """Of the optimizer."""
+    labels_per_class: int = 10
+    """Labels the linear probe may see."""
+    neighbours: int = 200
+    """Voters of the nearest-neighbour probe."""
+    seed: int = 0
+    """Seed of initialisation, data order and augmentation."""
+    seeds: int = 1
+    """Number of consecutive seeds; if more than one, each has a folder of its own."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
+    distributed: str | None = None
+    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
+    out: Path = Path("runs/fine_tune_cifar10")
+    """Where everything is written; a run found there is continued."""
+
+
+SMOKE = Config(
+    dataset="digits",
+    widths=(8,),
+    size=8,
+    num_steps=2,
+    batch_size=16,
+    neighbours=5,
+    labels_per_class=2,
+)
+
+
+def main(config: Config) -> Mapping[str, float]:
+    """Trains and judges every seed; returns mean accuracies."""
+    return protocol.run_seeds(config, run_one)
+
+
+def run_one(config: Config) -> protocol.Results:
+    """One seed."""
+
+    def views(key: PRNGKeyArray, image: Array) -> dict[str, Array]:
+        flip_key, key = jax.random.split(key)
+        moved = ops.pad_and_crop(key, image, padding=config.size // 8)
+        return {"view": ops.random_horizontal_flip(flip_key, moved)}
+
+    backbone = (
+        ConvNet(config.widths, axis_name="data")
+        if config.encoder == "convnet"
+        else resnet18(stem="cifar", axis_name="data")
+    )
+    known = data.describe(config.dataset, data_dir=config.data_dir)
+    model = FineTuned(backbone, len(known.classes), axis_name="data")
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+    decay = optax.add_decayed_weights(config.weight_decay)
+    optimizer = optax.chain(decay, optax.sgd(rate, momentum=0.9, nesterov=True))
+    return protocol.pretrain(
+        config,
+        dataset=config.dataset,
+        method=augmented(fine_tune(model), views, "data"),
+        views=views,
+        optimizer=optimizer,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
