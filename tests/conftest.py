@@ -9,6 +9,9 @@ import matplotlib
 import numpy as np
 import pytest
 
+# Tests compile much and compute little: LLVM's first level saves a third of the time.
+EFFORT = "--xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{EFFORT} {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 cache = Path(tempfile.gettempdir()) / f"jaxml_test_cache_{os.getuid()}"

@@ -7,6 +7,18 @@
 Nine tiles of 8 pixels, each cropped from a cell of 10, the share that the paper has.
 `puzzles.png` shows puzzles of the test split and how the network solves them. The protocol
 stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 156 --widths 32 64 128` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 6
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   32.2    21.0
+    trained     32.4    23.6
+
+Two epochs are too few for a puzzle of 100 permutations: 2 to 4 % of a batch are solved
+(chance: 1 %), and the features gain nothing but for the few labels.
 """
 
 from collections.abc import Mapping

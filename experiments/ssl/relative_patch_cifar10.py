@@ -7,6 +7,18 @@
 Patches of 8 pixels, 3 apart and jittered by 1: the nine of them just fill the picture.
 Colours are dropped or projected, as in the paper. `pairs.png` shows where the network puts
 the second patch. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 156 --widths 32 64 128` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 3
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.9    27.1
+    trained     31.6    23.9
+
+Two epochs are too few: the place of one patch in six is told right (chance: one in
+eight), and the features are worse than before training.
 """
 
 from collections.abc import Mapping
