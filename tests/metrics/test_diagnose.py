@@ -39,6 +39,31 @@ RULES = [
         "worse than chance",
     ),
     (
+        {"alignment": 0.96, "pair_distance": 1.0},
+        {"alignment": 0.94, "pair_distance": 1.0},
+        "unrelated positives",
+    ),
+    (
+        {"alignment": 0.0009, "pair_distance": 1.0},
+        {"alignment": 0.0011, "pair_distance": 1.0},
+        "identical positives",
+    ),
+    (
+        {"row_entropy": 0.991, "mean_entropy": 1.1},
+        {"row_entropy": 0.989, "mean_entropy": 1.1},
+        "uniform output",
+    ),
+    (
+        {"row_entropy": 0.5, "mean_entropy": 0.509},
+        {"row_entropy": 0.5, "mean_entropy": 0.511},
+        "constant output",
+    ),
+    (
+        {"row_entropy": 0.1, "mean_entropy": 0.5, "outputs_used": 0.09},
+        {"row_entropy": 0.1, "mean_entropy": 0.5, "outputs_used": 0.11},
+        "few outputs used",
+    ),
+    (
         {"disagreement/params/head": 0.011},
         {"disagreement/params/head": 0.009},
         "gradient differs",
@@ -65,6 +90,12 @@ def test_a_rule_needs_all_of_its_numbers():
 def test_symptoms_of_a_collapse_are_not_listed_beside_it():
     sick = {"feature_std": 0.0, "rank_share": 0.01, "alignment": 0, "pair_distance": 0}
     assert names(sick) == ["complete collapse"]
+
+
+@pytest.mark.parametrize("why", [{"rank_share": 0.05}, {"participation_ratio": 1.2}])
+def test_a_collapse_explains_positives_that_hardly_differ(why):
+    near = {"alignment": 1e-5, "pair_distance": 1.0}
+    assert names({**near, **why}) == ["dimensional collapse"]
 
 
 @pytest.mark.parametrize(
