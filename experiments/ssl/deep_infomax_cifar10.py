@@ -7,6 +7,18 @@
 The paper's encoder, critics and prior, Adam for the encoder and for the discriminator;
 images as they are. The default is DIM(L) with InfoNCE. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 156 --widths 32 64 128` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 10
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   24.5    20.6
+    trained     31.6    21.7
+
+The code of 64 numbers tells more after two epochs than before (its neighbours 7
+points), and still no more than the pixels do to ten labels per class.
 """
 
 from collections.abc import Mapping
