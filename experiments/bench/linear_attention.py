@@ -10,22 +10,23 @@ anew, which is what the "up to 4000x" of Katharopoulos et al.
 (https://arxiv.org/abs/2006.16236) compares with. Rounds alternate, medians count; "linear
 is" says how many times as fast as the other.
 
-With `--rounds 3` on 2 CPU cores (AVX-512), shared, jax 0.10.2, seed 0:
+With `--rounds 3` on 2 CPU cores (AVX-512), shared, jax 0.10.2, seed 0, a run for either
+table:
 
                                   causal              full
     tokens  what  by              ms   linear is      ms   linear is
-      1024  out   linear          15        1.0x      12        1.0x
-                  in tiles        43        2.9x      56        4.8x
-                  jax.nn          71        4.8x      80        6.9x
-      1024  grad  linear          32        1.0x      18        1.0x
-                  in tiles       153        4.8x     127        7.3x
-                  jax.nn         178        5.6x     187       10.7x
-      4096  out   linear          56        1.0x      35        1.0x
-                  in tiles       296        5.3x     442       12.5x
-                  jax.nn         987       17.7x    1160       32.8x
-      4096  grad  linear         152        1.0x     110        1.0x
-                  in tiles      1020        6.7x    1290       11.8x
-                  jax.nn        3990       26.2x    2940       26.8x
+      1024  out   linear          13        1.0x     8.2        1.0x
+                  in tiles        51        4.0x      47        5.7x
+                  jax.nn          99        7.8x      76        9.3x
+      1024  grad  linear          29        1.0x      15        1.0x
+                  in tiles        96        3.3x      86        5.6x
+                  jax.nn         198        6.9x     168       11.0x
+      4096  out   linear          44        1.0x      30        1.0x
+                  in tiles       260        5.9x     485       16.5x
+                  jax.nn         977       22.1x    1190       40.5x
+      4096  grad  linear         144        1.0x     119        1.0x
+                  in tiles      1390        9.6x    1550       13.0x
+                  jax.nn        4620       32.1x    3250       27.3x
 
     tokens  one more token by       ms   linear is
       1024  linear                0.55        1.0x

@@ -7,6 +7,18 @@
 The paper's bins, soft codes, rebalancing and annealed mean; the share of each colour is
 counted in the training split. `colours.png` shows pictures of the test split in gray, as
 the network colours them, and in truth. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 156 --widths 32 64 128 --up-width 64`
+on 10,000 + 2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU
+cores, 10 minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   30.1    19.2
+    trained     35.1    24.2
+
+Two epochs of colours help the neighbours by 5 points and ten labels per class likewise; in
+the pictures the sky is blue, and all else brown.
 """
 
 from collections.abc import Mapping

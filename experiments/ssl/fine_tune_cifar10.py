@@ -6,6 +6,18 @@
 
 `fine_tune` from random weights with all labels. What is judged are its logits, by the
 protocol of all methods (`experiments/ssl/protocol.py`), so that the rows compare.
+
+Measured with the second command and `--num-steps 156 --widths 32 64 128` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 4
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   30.7    23.2
+    trained     37.1    33.7
+
+With all labels two epochs of this encoder give what MoCo's three give without any to
+the neighbours, and more to ten labels per class.
 """
 
 from collections.abc import Mapping

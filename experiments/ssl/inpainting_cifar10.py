@@ -8,6 +8,18 @@ A quarter of each picture is hidden, in blots, in blocks or in the middle; squar
 with a seam and a critic, as in the paper. `paintings.png` shows pictures of the test split,
 what is hidden, and what the network puts there. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 78 --widths 32 64 128` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, one epoch; JAX 0.10.2, two shared CPU cores, 7
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   31.8    26.0
+    trained     32.4    24.7
+
+After one epoch holes are filled with the right colour and no edge; the features are what
+they were before.
 """
 
 from collections.abc import Mapping

@@ -69,6 +69,7 @@ from jaxml.attention.tiles import (
     tile_at,
     tree_at,
     uncut,
+    varying_like,
 )
 from jaxml.typing import Array, Bool, Float
 
@@ -196,7 +197,7 @@ def _forward(spec: Spec, tiles: Tiles, head: Operands, around: Around) -> Softma
     table = _table(spec, around)
     order, count = jnp.argsort(~table, axis=1, stable=True), jnp.sum(table, axis=1)
     empty = empty_state(head.query.shape[1:2], head.value.shape[-1], dtype)
-    empty = _varying(empty, (head, around))
+    empty = varying_like(empty, (head, around))
 
     def row(i: Array) -> SoftmaxState:
         q = head.query[i].astype(dtype) * spec.scale
@@ -233,7 +234,7 @@ def _linear(
         jnp.zeros((*head.query.shape[1:2], head.value.shape[-1]), dtype),
         jnp.zeros_like(base[0, :, 0]),
     )
-    empty = _varying(empty, (head, around, base))
+    empty = varying_like(empty, (head, around, base))
 
     def turn(x: Operands) -> Operands:
         # [H, rows], and the bias by columns of tiles.
@@ -361,11 +362,3 @@ def _has_gaps(spec: Spec, around: Around) -> bool:
     hides = (around.mask, around.rows.segment, *around.limits[1:])
     window = (spec.left, spec.right)
     return any(x is not None for x in (*hides, *window))
-
-
-def _varying(x: Any, like: Any) -> Any:
-    """Constants, typed by `shard_map` as differing between devices where `like` does."""
-    never = jnp.zeros((), bool)
-    for leaf in jax.tree.leaves(like):
-        never &= leaf.ravel()[0] != 0
-    return jax.tree.map(lambda c: c + never.astype(c.dtype), x)

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxml.attention.feature_maps import FeatureMap, feature_map_of
-from jaxml.attention.tiles import map_axis
+from jaxml.attention.tiles import map_axis, varying_like
 from jaxml.export import export
-from jaxml.typing import Array, Float, Int
+from jaxml.typing import Array, Bool, Float, Int
 
 
 @export("attention.LinearState", since="0.1")
@@ -98,33 +98,26 @@ def linear_attention(
         raise ValueError(
             f"segment_ids must be {key.shape[:2]}, got {segment_ids.shape}"
         )
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    q, k, v = (x.astype(dtype) for x in (query, key, value))
-    # The normaliser is the sum over a value of one.
-    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    q, k = phi(q), phi(k)
+    seen = None
     if key_value_seq_lengths is not None:
-        seen = jnp.arange(k.shape[1])[None, :] < key_value_seq_lengths[:, None]
-        k = jnp.where(seen[..., None, None], k, 0)
-    groups = q.shape[2] // k.shape[2]
-    q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1])
-    state = _joined(initial_state, q, k, v, segment_ids)
+        seen = jnp.arange(key.shape[1])[None, :] < key_value_seq_lengths[:, None]
+    tokens = Tokens(_grouped(query, key.shape[2]), key, value, seen, segment_ids)
+    mapped = partial(_mapped, phi, jnp.promote_types(query.dtype, jnp.float32))
+    finish = _ratio if normalize else _sums
+    state = _joined(initial_state, mapped, tokens)
     if segment_ids is None and not is_causal:
-        sums, total = _full_sums(q, k, v, state[0])
-        state = (total, None)
-    else:
-        causal = partial(_causal_sums, chunk_size=chunk_size)
-        sums, after = causal(q, k, v, segment_ids, state)
-        if not is_causal:  # the keys after i, by the same recurrence from the end
-            assert segment_ids is not None
-            q, k, v, segment_ids = (x[:, ::-1] for x in (q, k, v, segment_ids))
-            nothing = (jnp.zeros_like(state[0]), segment_ids[:, 0])
-            later, _ = causal(q, k, v, segment_ids, nothing, strictly=True)
-            sums += later[:, :, ::-1]
-        state = after
-    out = _ratio(sums) if normalize else sums[..., :-1]
-    out = out.transpose(0, 2, 1, 3, 4).reshape(*query.shape[:3], value.shape[-1])
-    out = out.astype(query.dtype)
+        sums, total = _full_sums(mapped(tokens), state[0])
+        out, state = finish(sums), (total, None)
+    elif is_causal:
+        out, state = _causal_sums(mapped, tokens, state, chunk_size, finish)
+    else:  # the keys after i, by the same recurrence from the end
+        sums, after = _causal_sums(mapped, tokens, state, chunk_size)
+        turned = jax.tree.map(lambda x: x[:, ::-1], tokens)
+        nothing = (jnp.zeros_like(state[0]), after[1])
+        strictly = partial(_causal_sums, strictly=True)
+        later, _ = strictly(mapped, turned, nothing, chunk_size)
+        out, state = finish(sums + later[:, ::-1]), after
+    out = out.reshape(*query.shape[:3], value.shape[-1]).astype(query.dtype)
     result = LinearState(state[0][..., :-1], state[0][..., -1], state[1])
     return (out, result) if return_state else out
 
@@ -168,66 +161,122 @@ def linear_attention_step(
 State = tuple[Array, Array | None]
 
 
+class Tokens(NamedTuple):
+    """Queries in groups that share a head of keys, and which keys are seen."""
+
+    query: Float[Array, "B T K G F"]
+    key: Float[Array, "B S K F"]
+    value: Float[Array, "B S K V"]
+    seen: Bool[Array, "B S"] | None
+    segment: Int[Array, "B S"] | None
+
+
+def _grouped(query: Array, heads: int) -> Float[Array, "B T K G F"]:
+    groups, dim = query.shape[2] // heads, query.shape[3]
+    return query.reshape(*query.shape[:2], heads, groups, dim)
+
+
+def _mapped(phi: FeatureMap, dtype: Any, tokens: Tokens) -> Tokens:
+    """Queries and keys mapped, in a wide type; the normaliser is a sum of ones."""
+    q, k, v = (x.astype(dtype) for x in tokens[:3])
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    q, k = phi(q), phi(k)
+    if tokens.seen is not None:
+        k = jnp.where(tokens.seen[..., None, None], k, 0)
+    return tokens._replace(query=q, key=k, value=v)
+
+
 def _joined(
-    state: LinearState | None, q: Array, k: Array, v: Array, segments: Array | None
+    state: LinearState | None, mapped: Callable[[Tokens], Tokens], tokens: Tokens
 ) -> State:
     """The state with its normaliser as one more column."""
+    segments = tokens.segment
+    like = jax.eval_shape(mapped, tokens)
+    batch, _, heads, features = like.key.shape
     if state is None:
-        shape = (k.shape[0], k.shape[2], k.shape[3], v.shape[-1])
-        first = None if segments is None else segments[:, 0]
-        return jnp.zeros(shape, k.dtype), first
+        zeros = jnp.zeros((batch, heads, features, like.value.shape[-1]))
+        first = None if segments is None else jnp.pad(segments, ((0, 0), (0, 1)))[:, 0]
+        return zeros.astype(like.key.dtype), first
     if segments is not None and state.segment is None:
         raise ValueError("initial_state must know its segment where there are segments")
     columns = (state.products, state.normalizer[..., None])
-    return jnp.concatenate(columns, axis=-1).astype(k.dtype), state.segment
+    return jnp.concatenate(columns, axis=-1).astype(like.key.dtype), state.segment
+
+
+def _sums(sums: Float[Array, "*rows columns"]) -> Float[Array, "*rows value_dim"]:
+    return sums[..., :-1]
 
 
 def _causal_sums(
-    q: Float[Array, "B T K G F"],
-    k: Float[Array, "B T K F"],
-    v: Float[Array, "B T K V"],
-    segments: Int[Array, "B T"] | None,
+    mapped: Callable[[Tokens], Tokens],
+    tokens: Tokens,
     state: State,
-    *,
     chunk_size: int,
+    finish: Callable[[Array], Array] = lambda sums: sums,
+    *,
     strictly: bool = False,
-) -> tuple[Float[Array, "B K T G V"], State]:
+) -> tuple[Float[Array, "B T K G V"], State]:
     """Sum over j <= i of (q_i . k_j) v_j, or j < i, and the state at the end."""
-    batch, length, heads, groups, features = q.shape
+    batch, length = tokens.query.shape[:2]
     size = min(chunk_size, max(length, 1))
-    missing = -length % size if length else size
-    chunks = (length + missing) // size
+    missing = -length % size
+    if missing and tokens.seen is None:  # padding is not
+        tokens = tokens._replace(seen=jnp.full((batch, length), True))
 
-    def cut(x: Array) -> Array:
+    def cut(x: Array, mode: str = "constant") -> Array:
         padding = [(0, missing * (axis == 1)) for axis in range(x.ndim)]
-        return jnp.pad(x, padding).reshape(batch, chunks, size, *x.shape[2:])
+        x = jnp.pad(x, padding, mode=mode) if missing else x
+        count = (length + missing) // size
+        return x.reshape(batch, count, size, *x.shape[2:]).swapaxes(0, 1)
 
-    q, k, v = cut(q), cut(k), cut(v)
-    # [B, K, chunks, ...]: products of contiguous matrices.
-    q = q.transpose(0, 3, 1, 4, 2, 5).reshape(batch, heads, chunks, -1, features)
-    k, v = (x.transpose(0, 3, 1, 2, 4) for x in (k, v))
-    here = last = before = None
-    if segments is not None and state[1] is not None:
-        padding = [(0, 0), (0, missing)]  # padded keys are zero: any run will do
-        here = jnp.pad(segments, padding, mode="edge").reshape(batch, chunks, size)
-        last = here[:, :, -1]
-        before = jnp.concatenate([state[1][:, None], last[:, :-1]], axis=1)
-    runs = tuple(x if x is None else x[:, None] for x in (here, last, before))
-    head = jax.checkpoint(partial(_head_sums, groups=groups, strictly=strictly))
-    parts = (q, k, v, state[0], *runs)
-    sums, final = _by_head(lambda x: head(*x), batch, heads, parts)
-    sums = sums.reshape(batch, heads, chunks, groups, size, -1).swapaxes(3, 4)
-    sums = sums.reshape(batch, heads, -1, groups, v.shape[-1])
-    return sums[:, :, :length], (final, None if last is None else last[:, -1])
+    chunks = jax.tree.map(cut, tokens._replace(segment=None))
+    if tokens.segment is not None:  # padded keys are not seen: any run will do
+        chunks = chunks._replace(segment=cut(tokens.segment, "edge"))
+
+    @jax.checkpoint
+    def step(state: State, chunk: Tokens) -> tuple[State, Array]:
+        sums, state = _chunk_sums(mapped(chunk), state, strictly)
+        return state, finish(sums)
+
+    if length and batch:
+        state = varying_like(state, tokens)
+    state, sums = lax.scan(step, state, chunks)
+    # [chunks, B, K, size, G, V]
+    sums = sums.transpose(1, 0, 3, 2, 4, 5)
+    return sums.reshape(batch, length + missing, *sums.shape[3:])[:, :length], state
+
+
+def _chunk_sums(
+    chunk: Tokens, state: State, strictly: bool
+) -> tuple[Float[Array, "B K C G V"], State]:
+    """The sums of a chunk: inside it, and from the state before it."""
+    q, k, v = (x.swapaxes(1, 2) for x in chunk[:3])
+    total, before = state
+    size, groups = q.shape[2:4]
+    q = q.reshape(*q.shape[:2], size * groups, q.shape[-1])
+    i, j = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
+    sees = (j < i if strictly else j <= i)[None]
+    reads, keys, last, kept = q, k, before, total
+    if chunk.segment is not None and before is not None:
+        here = chunk.segment
+        last = here[:, -1]
+        sees = sees & (here[:, :, None] == here[:, None, :])
+        own = jnp.repeat(here == before[:, None], groups, axis=1)
+        reads = jnp.where(own[:, None, :, None], q, 0)
+        keys = jnp.where((here == last[:, None])[:, None, :, None], k, 0)
+        kept = jnp.where((last == before)[:, None, None, None], total, 0)
+    sees = jnp.repeat(sees, groups, axis=1)[:, None]
+    weights = jnp.where(sees, q @ k.swapaxes(2, 3), 0)
+    sums = weights @ v + reads @ total
+    sums = sums.reshape(*sums.shape[:2], size, groups, sums.shape[-1])
+    return sums, (kept + keys.swapaxes(2, 3) @ v, last)
 
 
 def _full_sums(
-    q: Float[Array, "B T K G F"],
-    k: Float[Array, "B S K F"],
-    v: Float[Array, "B S K V"],
-    state: Float[Array, "B K F V"],
-) -> tuple[Float[Array, "B K T G V"], Float[Array, "B K F V"]]:
+    tokens: Tokens, state: Float[Array, "B K F V"]
+) -> tuple[Float[Array, "B T K G V"], Float[Array, "B K F V"]]:
     """Sum over all j of (q_i . k_j) v_j, and the state."""
+    q, k, v = tokens[:3]
     batch, length, heads, groups, features = q.shape
     q = q.transpose(0, 2, 1, 3, 4).reshape(batch, heads, -1, features)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -237,52 +286,13 @@ def _full_sums(
         state = state + k.T @ v
         return q @ state, state
 
-    sums, state = _by_head(head, batch, heads, (q, k, v, state))
-    return sums.reshape(batch, heads, length, groups, -1), state
-
-
-def _by_head(
-    f: Callable[[Any], Any], batch: int, heads: int, parts: tuple[Any, ...]
-) -> Any:
-    """Maps f over batch and heads; all heads at once where they are small."""
-    at_once = heads if parts[0].size <= 2**18 else 1
-    return map_axis(lambda x: map_axis(f, heads, at_once, x), batch, 1, parts)
-
-
-def _head_sums(
-    q: Float[Array, "chunks rows F"],
-    k: Float[Array, "chunks size F"],
-    v: Float[Array, "chunks size V"],
-    state: Float[Array, "F V"],
-    here: Int[Array, "chunks size"] | None,
-    last: Int[Array, "chunks"] | None,
-    before: Int[Array, "chunks"] | None,
-    *,
-    groups: int,
-    strictly: bool,
-) -> tuple[Float[Array, "chunks rows V"], Float[Array, "F V"]]:
-    """The sums of one head: inside chunks, and from the state before each."""
-    size = k.shape[1]
-    i, j = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
-    sees = (j < i if strictly else j <= i)[None]
-    kept, keys, reads = None, k, q
-    if here is not None and last is not None and before is not None:
-        sees = sees & (here[:, :, None] == here[:, None, :])
-        kept = (last == before).astype(q.dtype)
-        keys = jnp.where((here == last[:, None])[..., None], k, 0)
-        own = jnp.tile(here == before[:, None], (1, groups))
-        reads = jnp.where(own[..., None], q, 0)
-
-    def carry(state: Array, x: Any) -> tuple[Array, Array]:
-        new, keep = x
-        old = state if keep is None else state * keep
-        return old + new, state
-
-    added = jnp.einsum("csf,csv->cfv", keys, v)
-    final, states = lax.scan(carry, state, (added, kept))
-    weights = jnp.einsum("crf,csf->crs", q, k)
-    weights = jnp.where(jnp.tile(sees, (1, groups, 1)), weights, 0)
-    return weights @ v + reads @ states, final
+    # One head at a time where they are large: products of two axes are the fastest.
+    at_once = heads if q.size <= 2**18 else 1
+    sums, state = map_axis(
+        lambda x: map_axis(head, heads, at_once, x), batch, 1, (q, k, v, state)
+    )
+    sums = sums.reshape(batch, heads, length, groups, -1)
+    return sums.transpose(0, 2, 1, 3, 4), state
 
 
 def _ratio(sums: Float[Array, "*rows columns"]) -> Float[Array, "*rows value_dim"]:

@@ -266,3 +266,14 @@ def scan_axis(
         return carry, jax.tree.map(lambda x: x[None], y)
     xs = [x for s, x in zip(scanned, leaves, strict=True) if s]
     return lax.scan(step, init, xs)
+
+
+def varying_like(x: Any, like: Any) -> Any:
+    """Constants, typed by `shard_map` as differing between devices where `like` does.
+
+    No array of `like` may be empty.
+    """
+    never = jnp.zeros((), bool)
+    for leaf in jax.tree.leaves(like):
+        never &= leaf.ravel()[0] != 0
+    return jax.tree.map(lambda c: c + never.astype(c.dtype), x)

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxml.attention import LinearState, linear_attention, linear_attention_step
 from jaxml.attention.feature_maps import FEATURE_MAPS
+from jaxml.parallel import data_mesh
 
 
 def linear_numpy(q, k, v, phi, sees, *, normalize=True):
@@ -222,6 +224,40 @@ def test_half_precision_sums_in_float32():
     assert state.products.dtype == state.normalizer.dtype == jnp.float32
     chex.assert_trees_all_close(state.normalizer, jnp.full((1, 1, 1), 8192.0))
     chex.assert_trees_all_equal(out, ones)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("has_segments", [False, True])
+def test_samples_on_several_devices(rng, is_causal, has_segments):
+    q, k, v = np.float32(rng.normal(size=(3, 8, 10, 2, 4)))
+    ids = jnp.asarray(np.sort(rng.integers(0, 3, (8, 10)), axis=1))
+
+    def f(q, k, v, ids):
+        ids = ids if has_segments else None
+        options = {"is_causal": is_causal, "segment_ids": ids, "chunk_size": 4}
+        return linear_attention(q, k, v, **options)
+
+    split = jax.shard_map(f, mesh=data_mesh(), in_specs=P("data"), out_specs=P("data"))
+    chex.assert_trees_all_close(
+        split(q, k, v, ids), f(q, k, v, ids), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_no_token_leaves_the_state_as_it_is(is_causal):
+    x = jnp.ones((2, 0, 1, 3))
+    before = LinearState(jnp.ones((2, 1, 3, 3)), jnp.ones((2, 1, 3)), jnp.array([4, 5]))
+    out, after = linear_attention(
+        x,
+        x,
+        x,
+        is_causal=is_causal,
+        segment_ids=jnp.zeros((2, 0), jnp.int32),
+        initial_state=before,
+        return_state=True,
+    )
+    assert out.shape == x.shape
+    chex.assert_trees_all_equal(after, before)
 
 
 def test_weights_of_zero_give_zero():
