@@ -2,6 +2,7 @@
 
 | method | paper |
 |---|---|
+| `byol` | https://arxiv.org/abs/2006.07733 |
 | `cmc` | https://arxiv.org/abs/1906.05849 |
 | `colorization` | https://arxiv.org/abs/1603.08511 |
 | `cpc` | https://arxiv.org/abs/1807.03748, https://arxiv.org/abs/1905.09272 |
@@ -22,6 +23,9 @@ What they share: `projected` (backbone and head), `queue`, `memory_bank` and `te
 losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
 """
 
+from jaxml.ssl.byol import BYOL as BYOL
+from jaxml.ssl.byol import byol as byol
+from jaxml.ssl.byol import byol_loss as byol_loss
 from jaxml.ssl.cmc import CMC as CMC
 from jaxml.ssl.cmc import cmc as cmc
 from jaxml.ssl.cmc import split_lab as split_lab
