@@ -60,6 +60,7 @@ def bootstrapped(
             makes of them. The teacher's never move, and stand in for them.
         axis_name: mesh axis the batch is split over, or None.
     """
+    still = {frozen} if isinstance(frozen, str) else set(frozen)
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
         params, stats = init_module(model, key, batch["view1"], train=True)
@@ -70,7 +71,7 @@ def bootstrapped(
     def held(params: Params, teacher: Params) -> Params:
         def choose(path: Any, own: Array, first: Array) -> Array:
             names = {getattr(entry, "key", None) for entry in path}
-            return own if names.isdisjoint(frozen) else first.astype(own.dtype)
+            return first.astype(own.dtype) if names & still else own
 
         shared = _without_predictor(params)
         return {**params, **jax.tree.map_with_path(choose, shared, teacher)}
