@@ -154,7 +154,12 @@ def run_one(config: Config) -> protocol.Results:
 
 
 def crop(
-    key: PRNGKeyArray, image: Array, *, size: int, area: tuple[float, float], solarize: float = 0
+    key: PRNGKeyArray,
+    image: Array,
+    *,
+    size: int,
+    area: tuple[float, float],
+    solarize: float = 0,
 ) -> Array:
     """A crop with the paper's colors and without its blur."""
     keys = jax.random.split(key, 5)

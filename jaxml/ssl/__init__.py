@@ -132,6 +132,7 @@ from jaxml.ssl.simsiam import SimSiam as SimSiam
 from jaxml.ssl.simsiam import constant_predictor_rate as constant_predictor_rate
 from jaxml.ssl.simsiam import negative_cosine as negative_cosine
 from jaxml.ssl.simsiam import simsiam as simsiam
+from jaxml.ssl.simsiam import simsiam_optimizer as simsiam_optimizer
 from jaxml.ssl.swav import sinkhorn as sinkhorn
 from jaxml.ssl.swav import swav as swav
 from jaxml.ssl.swav import swav_loss as swav_loss

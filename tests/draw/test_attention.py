@@ -28,5 +28,5 @@ def test_each_head_has_a_map_of_patches(rng, tmp_path, channels):
 def test_bad_input_is_refused():
     images = np.zeros((2, 4, 4, 3), np.float32)
     for shape in ((1, 1, 2, 2), (2, 1, 3, 2)):
-        with pytest.raises((ValueError, TypeError), match="tile it|weights"):
+        with pytest.raises((ValueError, TypeError), match=r"tile it|weights"):
             save_attention(None, images, np.ones(shape, np.float32))
