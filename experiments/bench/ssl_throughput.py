@@ -14,7 +14,7 @@ images. Below the images per second stands where the time goes: each part is run
 `backward` is what a gradient costs more than a loss, and `optimizer` the rest of the whole,
 teacher and queue included; for lightly `views` is the loader alone and may overlap.
 
-Neither side compiles for the other's devices: on a GPU, PyTorch runs on it if it finds it.
+Where there is a GPU both run on it.
 """
 
 import statistics

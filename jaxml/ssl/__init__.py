@@ -21,8 +21,9 @@
 | `simsiam` | https://arxiv.org/abs/2011.10566 |
 | `swav` | https://arxiv.org/abs/2006.09882 |
 
-What they share: `projected` (backbone and head), `queue`, `memory_bank` and `teacher`; the contrastive
-losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
+What they share: `projected` (backbone and head), `bootstrap` (a network and its teacher),
+`crops`, `queue`, `memory_bank` and `teacher`; the contrastive losses stand in `jaxml.losses`,
+bounds of information in `mutual_information`.
 """
 
 from jaxml.ssl.byol import BYOL as BYOL

@@ -23,6 +23,7 @@ gradient is zero, and an optimizer's weight decay still shortens it, to which a 
 fixed length is blind.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -76,6 +77,7 @@ def dino_loss(
     >>> round(float(dino_loss(scores, scores[:2], jnp.zeros(4))), 4)  # log 4
     1.3863
     """
+    _check_temperatures(student_temperature, teacher_temperature)
     targets = _targets(teacher, centre, teacher_temperature)
     return _loss(student, targets, student_temperature)
 
@@ -83,8 +85,6 @@ def dino_loss(
 def _targets(
     teacher: Array, centre: Array, temperature: float | Array
 ) -> Float[Array, "globals batch outputs"]:
-    if isinstance(temperature, float | int) and not temperature > 0:
-        raise ValueError(f"the temperature must be positive, got {temperature}")
     scores = lax.stop_gradient(teacher).astype(jnp.float32) - centre[None, None]
     return jax.nn.softmax(scores / temperature)
 
@@ -195,7 +195,8 @@ def dino(
     Raises:
         ValueError: if a number is out of range.
     """
-    _check(model, student_temperature, centre_momentum, freeze_steps)
+    _check(model, centre_momentum, freeze_steps)
+    _check_temperatures(student_temperature, teacher_temperature)
     axis_name, silent = model.axis_name, model.clone(backbone=_silent(model.backbone))
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
@@ -272,13 +273,15 @@ def dino(
     return Method(init, loss, predict, after_update)
 
 
-def _check(
-    model: DINO, temperature: float, centre_momentum: float, freeze_steps: int
-) -> None:
+def _check_temperatures(*temperatures: Any) -> None:
+    for t in temperatures:
+        if isinstance(t, float | int) and not t > 0:
+            raise ValueError(f"the temperature must be positive, got {t}")
+
+
+def _check(model: DINO, centre_momentum: float, freeze_steps: int) -> None:
     if model.num_outputs < 2:
         raise ValueError(f"num_outputs must be at least 2, got {model.num_outputs}")
-    if not temperature > 0:
-        raise ValueError(f"the temperature must be positive, got {temperature}")
     if not 0 <= centre_momentum <= 1:
         raise ValueError(f"centre_momentum must be in [0, 1], got {centre_momentum}")
     if freeze_steps < 0:
@@ -287,8 +290,8 @@ def _check(
 
 def _silent(backbone: nn.Module) -> nn.Module:
     """The backbone without dropout and drop path, which are no part of the teacher."""
-    rates = {name: 0.0 for name in ("dropout", "drop_path") if hasattr(backbone, name)}
-    return backbone.clone(**rates)
+    fields = {field.name for field in dataclasses.fields(backbone)}
+    return backbone.clone(**dict.fromkeys(fields & {"dropout", "drop_path"}, 0.0))
 
 
 def _at(value: optax.ScalarOrSchedule, step: Int[Array, ""]) -> Any:

@@ -18,7 +18,7 @@ decay included, is undone.
 
 Reference: Chen, Xie and He, "An Empirical Study of Training Self-Supervised Vision
 Transformers", ICCV 2021, https://arxiv.org/abs/2104.02057 (equation 1, algorithm 1,
-sections 4.1 and 4.2; heads of section 4 and the authors' code).
+section 4.2; heads of section 5).
 """
 
 import math

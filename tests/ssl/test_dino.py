@@ -319,6 +319,7 @@ C = np.zeros(4, np.float32)
         (lambda: dino_loss(S, S, C, teacher_temperature=-1.0), "must be positive"),
         (lambda: dino(DINO(TinyBackbone(), 1)), "num_outputs must be at least 2"),
         (lambda: dino(tiny(), student_temperature=0.0), "must be positive"),
+        (lambda: dino(tiny(), teacher_temperature=0.0), "must be positive"),
         (lambda: dino(tiny(), centre_momentum=1.5), "centre_momentum must be in"),
         (lambda: dino(tiny(), freeze_steps=-1), "freeze_steps must not be negative"),
         (lambda: class_attention(vit(), {}, S[:, None], mass=0.0), "mass must be in"),
