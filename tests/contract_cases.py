@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxml.method import Batch, Method
 from jaxml.nn import ConvNet
 from jaxml.ssl import (
+    BYOL,
     CMC,
     CPC,
+    DINO,
     Colorization,
     ContextEncoder,
     FineTuned,
@@ -21,6 +23,7 @@ from jaxml.ssl import (
     InfoMaxEncoder,
     Jigsaw,
     LocalCritic,
+    MoCoV3,
     PaintingCritic,
     PatchEncoder,
     PriorCritic,
@@ -29,10 +32,12 @@ from jaxml.ssl import (
     Rotation,
     SimCLR,
     SimSiam,
+    byol,
     cmc,
     colorization,
     cpc,
     deep_infomax,
+    dino,
     distill,
     fine_tune,
     gamut_bins,
@@ -42,6 +47,7 @@ from jaxml.ssl import (
     invaspread,
     jigsaw,
     moco,
+    moco_v3,
     relative_patch,
     rotation,
     simclr,
@@ -92,6 +98,10 @@ def labelled() -> Batch:
     return {**batch, "view": batch["view1"], "label": jnp.arange(SIZE) % 3}
 
 
+def ssl_byol() -> tuple[Method, Batch]:
+    return byol(BYOL(ConvNet([4]), [8, 4], [8, 4])), views()
+
+
 def ssl_cmc() -> tuple[Method, Batch]:
     halves = CMC([ConvNet([4]), ConvNet([3])], 4, lambda x: (x[:, :4], x[:, 4:]))
     return cmc(halves, 2 * SIZE, num_noise=3), indexed()
@@ -119,6 +129,10 @@ def ssl_deep_infomax() -> tuple[Method, Batch]:
         prior_critic=PriorCritic([4]),
     )
     return method, views()
+
+
+def ssl_dino() -> tuple[Method, Batch]:
+    return dino(DINO(ConvNet([4]), 5, [8, 4]), freeze_steps=1), crops()
 
 
 def ssl_distill() -> tuple[Method, Batch]:
@@ -156,6 +170,10 @@ def ssl_moco() -> tuple[Method, Batch]:
     return moco(projected(), queue_size=SIZE + 1, shuffle=True), views()
 
 
+def ssl_moco_v3() -> tuple[Method, Batch]:
+    return moco_v3(MoCoV3(ConvNet([4]), [8, 4], [8, 4])), views()
+
+
 def ssl_swav() -> tuple[Method, Batch]:
     return swav(projected(), num_prototypes=3, queue_size=SIZE + 1), crops()
 
@@ -180,10 +198,12 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
+    "ssl.byol": ssl_byol,
     "ssl.cmc": ssl_cmc,
     "ssl.colorization": ssl_colorization,
     "ssl.cpc": ssl_cpc,
     "ssl.deep_infomax": ssl_deep_infomax,
+    "ssl.dino": ssl_dino,
     "ssl.distill": ssl_distill,
     "ssl.fine_tune": ssl_fine_tune,
     "ssl.inpainting": ssl_inpainting,
@@ -191,6 +211,7 @@ CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
     "ssl.invaspread": ssl_invaspread,
     "ssl.jigsaw": ssl_jigsaw,
     "ssl.moco": ssl_moco,
+    "ssl.moco_v3": ssl_moco_v3,
     "ssl.relative_patch": ssl_relative_patch,
     "ssl.rotation": ssl_rotation,
     "ssl.simclr": ssl_simclr,

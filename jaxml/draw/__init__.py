@@ -4,6 +4,7 @@
 |---|---|
 | `save_curves` | losses and metrics over steps; `read_curves` reads `metrics.jsonl` |
 | `save_image_sheet` | images side by side: samples, augmented views |
+| `save_attention` | what each head of a transformer looks at in an image |
 | `save_embedding` | features in the plane by PCA or t-SNE, coloured by class |
 | `save_exponents` | what half precision makes of gradients, a histogram |
 | `save_bars` | one number per method, with its seeds |
@@ -16,6 +17,7 @@ the suffix. Names stand beside lines and clusters, so that nothing is told by co
 alone.
 """
 
+from jaxml.draw.attention import save_attention as save_attention
 from jaxml.draw.canvas import COLOURS as COLOURS
 from jaxml.draw.comparison import save_bars as save_bars
 from jaxml.draw.comparison import save_table as save_table

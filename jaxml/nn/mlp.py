@@ -26,6 +26,7 @@ class Mlp(nn.Module):
                         last_bias=False)                    projector
                     Mlp([512, 2048])                        predictor
         VICReg      Mlp([8192] * 3, last_bias=False)        Barlow Twins alike
+        DINO        Mlp([2048, 2048, 256], normalize=False, activation=gelu)
 
     Attributes:
         widths: output width of every layer.
@@ -39,6 +40,7 @@ class Mlp(nn.Module):
         axis_name: mesh axis over which batch statistics are shared.
         dtype: of computation; None takes the widest of input and parameters.
         param_dtype: of the parameters.
+        activation: in the place of ReLU.
     """
 
     widths: Sequence[int]
@@ -51,6 +53,7 @@ class Mlp(nn.Module):
     axis_name: str | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(
@@ -75,5 +78,5 @@ class Mlp(nn.Module):
                     **kinds,
                 )(x, train=train)
             if i < last:
-                x = nn.relu(x)
+                x = self.activation(x)
         return x

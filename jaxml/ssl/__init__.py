@@ -2,26 +2,34 @@
 
 | method | paper |
 |---|---|
+| `byol` | https://arxiv.org/abs/2006.07733 |
 | `cmc` | https://arxiv.org/abs/1906.05849 |
 | `colorization` | https://arxiv.org/abs/1603.08511 |
 | `cpc` | https://arxiv.org/abs/1807.03748, https://arxiv.org/abs/1905.09272 |
 | `deep_infomax` | https://arxiv.org/abs/1808.06670 |
+| `dino` | https://arxiv.org/abs/2104.14294 |
 | `distill`, `fine_tune` | SimCLR v2, https://arxiv.org/abs/2006.10029 |
 | `inpainting` | https://arxiv.org/abs/1604.07379 |
 | `instdisc` | https://arxiv.org/abs/1805.01978 |
 | `invaspread` | https://arxiv.org/abs/1904.03436 |
 | `jigsaw` | https://arxiv.org/abs/1603.09246 |
 | `moco` | https://arxiv.org/abs/1911.05722, https://arxiv.org/abs/2003.04297 |
+| `moco_v3` | https://arxiv.org/abs/2104.02057 |
 | `relative_patch` | https://arxiv.org/abs/1505.05192 |
 | `rotation` | https://arxiv.org/abs/1803.07728 |
 | `simclr` | https://arxiv.org/abs/2002.05709 |
 | `simsiam` | https://arxiv.org/abs/2011.10566 |
 | `swav` | https://arxiv.org/abs/2006.09882 |
 
-What they share: `projected` (backbone and head), `queue`, `memory_bank` and `teacher`; the contrastive
-losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
+What they share: `projected` (backbone and head), `bootstrap` (a network and its teacher),
+`crops`, `queue`, `memory_bank` and `teacher`; the contrastive losses stand in `jaxml.losses`,
+bounds of information in `mutual_information`.
 """
 
+from jaxml.ssl.byol import BYOL as BYOL
+from jaxml.ssl.byol import byol as byol
+from jaxml.ssl.byol import byol_loss as byol_loss
+from jaxml.ssl.clip_each import clip_each as clip_each
 from jaxml.ssl.cmc import CMC as CMC
 from jaxml.ssl.cmc import cmc as cmc
 from jaxml.ssl.cmc import split_lab as split_lab
@@ -48,6 +56,11 @@ from jaxml.ssl.deep_infomax import PriorCritic as PriorCritic
 from jaxml.ssl.deep_infomax import deep_infomax as deep_infomax
 from jaxml.ssl.deep_infomax import estimate_information as estimate_information
 from jaxml.ssl.deep_infomax import prior_optimizer as prior_optimizer
+from jaxml.ssl.dino import DINO as DINO
+from jaxml.ssl.dino import class_attention as class_attention
+from jaxml.ssl.dino import dino as dino
+from jaxml.ssl.dino import dino_loss as dino_loss
+from jaxml.ssl.dino import dino_optimizer as dino_optimizer
 from jaxml.ssl.distill import distill as distill
 from jaxml.ssl.distill import distillation_loss as distillation_loss
 from jaxml.ssl.fine_tune import FineTuned as FineTuned
@@ -86,6 +99,9 @@ from jaxml.ssl.memory_bank import changed_rows as changed_rows
 from jaxml.ssl.memory_bank import init_bank as init_bank
 from jaxml.ssl.memory_bank import update_bank as update_bank
 from jaxml.ssl.moco import moco as moco
+from jaxml.ssl.moco_v3 import MoCoV3 as MoCoV3
+from jaxml.ssl.moco_v3 import moco_v3 as moco_v3
+from jaxml.ssl.moco_v3 import moco_v3_loss as moco_v3_loss
 from jaxml.ssl.mutual_information import (
     discrete_mutual_information as discrete_mutual_information,
 )
@@ -117,6 +133,7 @@ from jaxml.ssl.simsiam import SimSiam as SimSiam
 from jaxml.ssl.simsiam import constant_predictor_rate as constant_predictor_rate
 from jaxml.ssl.simsiam import negative_cosine as negative_cosine
 from jaxml.ssl.simsiam import simsiam as simsiam
+from jaxml.ssl.simsiam import simsiam_optimizer as simsiam_optimizer
 from jaxml.ssl.swav import sinkhorn as sinkhorn
 from jaxml.ssl.swav import swav as swav
 from jaxml.ssl.swav import swav_loss as swav_loss

@@ -22,7 +22,6 @@ full yet already helps, with what it holds.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ from jaxml.metrics.collapse import feature_std, output_entropies, pair_metrics
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.ops.similarity import unit
 from jaxml.parallel.collectives import all_gather, psum
+from jaxml.ssl.crops import apply_to_crops
 from jaxml.ssl.projected import Projected
 from jaxml.ssl.queue import enqueue
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
@@ -199,15 +199,6 @@ def swav(
             model_state["queue"] = jnp.zeros((queue_size, crops.shape[1], dim))
         return {"model": params, "prototypes": prototypes}, model_state
 
-    def embed(
-        params: Params, stats: ModelState, crops: Array
-    ) -> tuple[Any, ModelState]:
-        """H and z [crops, batch, ...] of crops [batch, crops, ...], in one pass."""
-        count = crops.shape[1]
-        images = jnp.moveaxis(crops, 1, 0).reshape(-1, *crops.shape[2:])
-        (h, z), stats = apply_module(model, params, stats, images, train=True)
-        return [x.reshape(count, -1, x.shape[-1]) for x in (h, z)], stats
-
     def make_codes(
         scores: Array, prototypes: Array, model_state: ModelState
     ) -> tuple[Array, Array]:
@@ -232,10 +223,14 @@ def swav(
         step, prototypes = model_state["step"], params["prototypes"]
         is_frozen = step < freeze_steps
         prototypes = jnp.where(is_frozen, lax.stop_gradient(prototypes), prototypes)
-        (h, z), stats = embed(params["model"], model_state["encoder"], batch["global"])
+        (h, z), stats = apply_to_crops(
+            model, params["model"], model_state["encoder"], batch["global"]
+        )
         embedded = [z]
         if "local" in batch:
-            (_, small), stats = embed(params["model"], stats, batch["local"])
+            (_, small), stats = apply_to_crops(
+                model, params["model"], stats, batch["local"]
+            )
             embedded.append(small)
         scores = _scores(jnp.concatenate(embedded), prototypes)
         codes, shares = make_codes(scores[: len(z)], prototypes, model_state)

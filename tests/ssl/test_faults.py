@@ -16,13 +16,25 @@ import optax
 import pytest
 from jax import lax
 
-from jaxml.compose import accumulated, newest_first
+from jaxml.compose import accumulated, average, newest_first
 from jaxml.losses import nt_xent_logits
 from jaxml.losses.blockwise_similarity import Contrast
 from jaxml.metrics import diagnose, step_disagreement
-from jaxml.nn import BatchNorm
+from jaxml.nn import BatchNorm, Mlp
 from jaxml.parallel import data_mesh, data_parallel
-from jaxml.ssl import Projected, SimCLR, SimSiam, moco, simclr, simsiam, swav
+from jaxml.ssl import (
+    BYOL,
+    DINO,
+    Projected,
+    SimCLR,
+    SimSiam,
+    byol,
+    dino,
+    moco,
+    simclr,
+    simsiam,
+    swav,
+)
 from jaxml.train import gradient_step, init_state
 from tests.ssl.trials import TinyBackbone, train, two_views
 
@@ -49,18 +61,40 @@ def views(step: int, size: int = 64, noise: float = 0.3):
     return dict(zip(("image", "view1", "view2"), shaped, strict=True))
 
 
-# SimSiam without its stop-gradient.
+# SimSiam without its stop-gradient, or without its predictor.
 
 
-@pytest.mark.parametrize("is_broken", [False, True])
-def test_no_stop_gradient(monkeypatch, is_broken):
-    if is_broken:
+def no_predictor(*args, name=None, **options):
+    """In the place of `Mlp`."""
+    if name == "predictor":
+        return lambda z, train: z
+    return Mlp(*args, name=name, **options)
+
+
+@pytest.mark.parametrize("missing", [None, "stop-gradient", "predictor"])
+def test_what_keeps_simsiam_from_collapse(monkeypatch, missing):
+    if missing == "stop-gradient":
         monkeypatch.setattr(lax, "stop_gradient", lambda x: x)
+    if missing == "predictor":
+        monkeypatch.setattr(import_module("jaxml.ssl.simsiam"), "Mlp", no_predictor)
     model = SimSiam(TinyBackbone(16), dim=16, bottleneck=8, num_projector_layers=2)
     optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.5, 0.9))
     row = last(simsiam(model), partial(views, noise=5.0), 200, optimizer)
     # Batch norm behind z keeps it off a single point: it collapses to a line.
-    assert names(row) == ({"dimensional collapse"} if is_broken else set())
+    found = names(row)
+    assert "dimensional collapse" in found if missing else not found
+
+
+# BYOL without its predictor.
+
+
+@pytest.mark.parametrize(
+    "widths, found", [((8, 16), set()), ((), {"complete collapse"})]
+)
+def test_byol_without_predictor(widths, found):
+    method = byol(BYOL(TinyBackbone(16), (16, 16), widths), momentum=0.9)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.2, 0.9))
+    assert names(last(method, partial(views, noise=5.0), 120, optimizer)) == found
 
 
 # SimCLR whose gradient stops at what the other devices have.
@@ -171,7 +205,27 @@ def test_moco_that_learns_does_not_leak():
     assert not names(row)
 
 
-# A teacher or a queue that moves with every micro-batch.
+# DINO without centring, and without sharpening.
+
+
+@pytest.mark.parametrize(
+    "fault, found",
+    [
+        ({}, set()),
+        ({"centre_momentum": 1.0}, {"constant output"}),
+        ({"teacher_temperature": 0.3}, {"uniform output"}),
+    ],
+    ids=["whole", "no centre", "teacher too warm"],
+)
+def test_what_keeps_dino_from_collapse(fault, found):
+    model = DINO(TinyBackbone(16), 16, (32, 32, 8))
+    method = dino(model, momentum=0.9, **fault)
+    row = last(method, swav_batch, 120, optax.sgd(0.3, 0.9))
+    assert names(row) == found
+    assert (row["teacher_kl"] < 0.05) == bool(found)
+
+
+# A teacher, a centre or a queue that moves with every micro-batch.
 
 
 def micro_batched(method, k, *, teacher_too_often=False, queue_too_often=False):
@@ -226,6 +280,40 @@ def test_state_that_moves_with_every_micro_batch(fault, part):
     assert not names(
         step_disagreement(jax.jit(step(right)), jax.jit(step(method)), state, batch)
     )
+
+
+@pytest.mark.parametrize("name", ["byol", "dino"])
+def test_teacher_that_moves_with_every_micro_batch(name):
+    """Accumulation that passes the state from part to part; DINO's has a centre too."""
+    if name == "byol":
+        method = byol(BYOL(TinyBackbone(), (4,), (4,)), momentum=0.9)
+        batch = two_views(np.random.default_rng(0), 8)
+    else:
+        method = dino(DINO(TinyBackbone(), 5, (4,)), momentum=0.9)
+        batch = swav_batch(0)
+    state = init_state(method, SGD, jax.random.key(0), batch)
+    state.model_state["teacher"]["params"] = jax.tree.map(
+        lambda p: 0.9 * p, state.model_state["teacher"]["params"]
+    )
+
+    def too_often(params, model_state, batch, key):
+        values = []
+        for j in range(2):
+            part = jax.tree.map(lambda x, j=j: x[j::2], batch)
+            value, (model_state, metrics) = method.loss(params, model_state, part, key)
+            _, model_state = method.after_update(params, model_state, jnp.array(0))
+            values.append(value)
+        return jnp.mean(jnp.stack(values)), (model_state, metrics)
+
+    right = accumulated(method, 2, merge={"centre": average})
+    whole, broken, fixed = (
+        jax.jit(gradient_step(m, SGD, jax.random.key(1)))
+        for m in (method, method._replace(loss=too_often), right)
+    )
+    found = dict(diagnose(step_disagreement(broken, whole, state, batch)))
+    assert "model_state/teacher" in found["state differs"]
+    assert ("model_state/centre" in found["state differs"]) == (name == "dino")
+    assert not names(step_disagreement(fixed, whole, state, batch))
 
 
 # A temperature that is too low, and a loss that says nothing.

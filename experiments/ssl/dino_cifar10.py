@@ -1,0 +1,190 @@
+"""DINO on natural images: CIFAR-10, or a folder of pictures like it.
+
+    python -m experiments.ssl.dino_cifar10                         TFDS's CIFAR-10
+    python -m experiments.ssl.dino_cifar10 --dataset cifar10_jpg   pictures in a folder
+    python -m experiments.ssl.dino_cifar10 --encoder resnet18 --num-steps 78000
+
+Two large crops and several small ones of each picture, without blur, for a small vision
+transformer (or ResNet-18). `attention.png` shows what each head of the transformer's
+last block looks at. The protocol stands in `experiments/ssl/protocol.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import optax
+import tyro
+
+from experiments.ssl import protocol
+from jaxml import draw, ops, train
+from jaxml.compose import augmented
+from jaxml.nn import VisionTransformer, resnet18
+from jaxml.ssl import DINO, class_attention, cosine_momentum, dino, dino_optimizer
+from jaxml.typing import Array, PRNGKeyArray
+
+
+@dataclass(frozen=True)
+class Config:
+    """DINO on CIFAR-10."""
+
+    dataset: str = "cifar10"
+    """`cifar10` is TFDS's; any picture set of the data folder will do."""
+    encoder: Literal["vit", "resnet18"] = "vit"
+    """A transformer, or the ResNet-18 with a CIFAR stem of the literature."""
+    width: int = 192
+    """Of the transformer."""
+    depth: int = 6
+    """Its blocks."""
+    heads: int = 3
+    """Its heads of attention."""
+    patch_size: int = 4
+    """Side of its patches, in pixels."""
+    drop_path: float = 0.1
+    """Rate of stochastic depth of the student."""
+    size: int = 32
+    """Of the large crops, in pixels; whole patches."""
+    num_local: int = 6
+    """Small crops of each image."""
+    local_size: int = 16
+    """Of the small crops, in pixels; whole patches."""
+    num_steps: int = 800
+    """Optimizer updates."""
+    batch_size: int = 64
+    """Images per update, over all devices."""
+    learning_rate: float = 5e-4
+    """Peak of AdamW's cosine, which a tenth of the steps leads up to."""
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    """Of weights, at the first step and at the last."""
+    num_outputs: int = 2048
+    """Of the head; 65,536 on ImageNet."""
+    head: tuple[int, ...] = (512, 512, 128)
+    """Widths of its layers; (2048, 2048, 256) on ImageNet."""
+    temperature: tuple[float, float] = (0.04, 0.07)
+    """Of the teacher, at first and after a tenth of the steps."""
+    momentum: float = 0.996
+    """Of the teacher at first; it rises to one on a cosine."""
+    freeze_steps: int = 50
+    """Steps in which the last layer stays."""
+    labels_per_class: int = 10
+    """Labels the linear probe may see."""
+    neighbours: int = 200
+    """Voters of the nearest-neighbour probe."""
+    seed: int = 0
+    """Seed of initialisation, data order and augmentation."""
+    seeds: int = 1
+    """Number of consecutive seeds; if more than one, each has a folder of its own."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
+    distributed: str | None = None
+    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
+    out: Path = Path("runs/dino_cifar10")
+    """Where everything is written; a run found there is continued."""
+
+
+SMOKE = Config(
+    dataset="digits",
+    width=8,
+    depth=1,
+    heads=2,
+    size=8,
+    num_local=1,
+    local_size=4,
+    num_steps=2,
+    batch_size=16,
+    num_outputs=5,
+    head=(8, 4),
+    freeze_steps=1,
+    neighbours=5,
+    labels_per_class=2,
+)
+
+
+def main(config: Config) -> Mapping[str, float]:
+    """Trains and judges every seed; returns mean accuracies."""
+    return protocol.run_seeds(config, run_one)
+
+
+def run_one(config: Config) -> protocol.Results:
+    """One seed."""
+    large = partial(crop, size=config.size, area=(0.4, 1))
+    views = ops.multi_crop(
+        large,
+        partial(crop, size=config.local_size, area=(0.05, 0.4)),
+        config.num_local,
+        global2=partial(large, solarize=0.2),
+    )
+    vit = VisionTransformer(
+        config.size,
+        config.patch_size,
+        config.width,
+        config.depth,
+        config.heads,
+        drop_path=config.drop_path,
+        any_size=True,
+        axis_name="data",
+    )
+    is_vit = config.encoder == "vit"
+    backbone = vit if is_vit else resnet18(stem="cifar", axis_name="data")
+    method = dino(
+        DINO(backbone, config.num_outputs, config.head, axis_name="data"),
+        momentum=cosine_momentum(config.momentum, config.num_steps),
+        teacher_temperature=optax.linear_schedule(
+            *config.temperature, config.num_steps // 10
+        ),
+        freeze_steps=config.freeze_steps,
+    )
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.num_steps // 10, config.num_steps, 1e-6
+    )
+    optimizer = dino_optimizer(rate, config.num_steps, weight_decay=config.weight_decay)
+    return protocol.pretrain(
+        config,
+        dataset=config.dataset,
+        method=augmented(method, views, "data"),
+        views=views,
+        optimizer=optimizer,
+        pictures=partial(picture, vit) if is_vit else None,
+    )
+
+
+def crop(
+    key: PRNGKeyArray,
+    image: Array,
+    *,
+    size: int,
+    area: tuple[float, float],
+    solarize: float = 0,
+) -> Array:
+    """A crop with the paper's colors and without its blur."""
+    keys = jax.random.split(key, 5)
+    jitter = partial(
+        ops.color_jitter, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1
+    )
+    image = ops.random_resized_crop(keys[0], image, size, area=area)
+    image = ops.random_horizontal_flip(keys[1], image)
+    image = ops.apply_with_probability(keys[2], 0.8, jitter, image)
+    image = ops.random_grayscale(keys[3], image, 0.2)
+    return ops.random_solarize(keys[4], image, solarize)
+
+
+def picture(
+    backbone: VisionTransformer,
+    path: Path,
+    state: train.TrainState,
+    split: protocol.Split,
+) -> None:
+    """What the heads of the teacher's last block look at."""
+    images = ops.to_float(split["image"][:8])
+    params = state.model_state["teacher"]["params"]["backbone"]
+    weights = class_attention(backbone, params, images)
+    draw.save_attention(path / "attention.png", images, weights)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
