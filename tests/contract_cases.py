@@ -5,15 +5,17 @@ everything `init`, `loss` and `predict` read. Small widths: each is compiled.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxml.method import Batch, Method
-from jaxml.nn import ConvNet
+from jaxml.nn import ConvNet, VisionTransformer
 from jaxml.ssl import (
     CMC,
     CPC,
+    MAE,
     Colorization,
     ContextEncoder,
     FineTuned,
@@ -41,6 +43,7 @@ from jaxml.ssl import (
     instdisc,
     invaspread,
     jigsaw,
+    mae,
     moco,
     relative_patch,
     rotation,
@@ -152,6 +155,16 @@ def ssl_jigsaw() -> tuple[Method, Batch]:
     return jigsaw(model, hamming_permutations(5, 4)), {**batch, "tiles": batch["parts"]}
 
 
+def tiny_vit(**options: Any) -> VisionTransformer:
+    sizes = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+    return VisionTransformer(**{**sizes, **options})
+
+
+def ssl_mae() -> tuple[Method, Batch]:
+    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    return mae(MAE(tiny_vit(position="sincos"), **decoder, channels=1)), labelled()
+
+
 def ssl_moco() -> tuple[Method, Batch]:
     return moco(projected(), queue_size=SIZE + 1, shuffle=True), views()
 
@@ -190,6 +203,7 @@ CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
     "ssl.instdisc": ssl_instdisc,
     "ssl.invaspread": ssl_invaspread,
     "ssl.jigsaw": ssl_jigsaw,
+    "ssl.mae": ssl_mae,
     "ssl.moco": ssl_moco,
     "ssl.relative_patch": ssl_relative_patch,
     "ssl.rotation": ssl_rotation,

@@ -11,6 +11,7 @@
 | `instdisc` | https://arxiv.org/abs/1805.01978 |
 | `invaspread` | https://arxiv.org/abs/1904.03436 |
 | `jigsaw` | https://arxiv.org/abs/1603.09246 |
+| `mae` | https://arxiv.org/abs/2111.06377 |
 | `moco` | https://arxiv.org/abs/1911.05722, https://arxiv.org/abs/2003.04297 |
 | `relative_patch` | https://arxiv.org/abs/1505.05192 |
 | `rotation` | https://arxiv.org/abs/1803.07728 |
@@ -82,6 +83,13 @@ from jaxml.ssl.jigsaw import normalize_tiles as normalize_tiles
 from jaxml.ssl.jigsaw import shuffle_tiles as shuffle_tiles
 from jaxml.ssl.lars import is_weight as is_weight
 from jaxml.ssl.lars import lars as lars
+from jaxml.ssl.mae import MAE as MAE
+from jaxml.ssl.mae import Masking as Masking
+from jaxml.ssl.mae import mae as mae
+from jaxml.ssl.mae import mae_loss as mae_loss
+from jaxml.ssl.mae import mae_pictures as mae_pictures
+from jaxml.ssl.mae import mae_targets as mae_targets
+from jaxml.ssl.mae import random_masking as random_masking
 from jaxml.ssl.memory_bank import changed_rows as changed_rows
 from jaxml.ssl.memory_bank import init_bank as init_bank
 from jaxml.ssl.memory_bank import update_bank as update_bank
