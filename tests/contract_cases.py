@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jaxml.method import Batch, Method
 from jaxml.nn import ConvNet, VisionTransformer
 from jaxml.ssl import (
+    BERT,
     CMC,
     CPC,
     MAE,
+    BertEncoder,
     Colorization,
     ContextEncoder,
     FineTuned,
@@ -31,6 +33,7 @@ from jaxml.ssl import (
     Rotation,
     SimCLR,
     SimSiam,
+    bert,
     cmc,
     colorization,
     cpc,
@@ -93,6 +96,14 @@ def labelled() -> Batch:
     """One view of each image, and labels."""
     batch = views()
     return {**batch, "view": batch["view1"], "label": jnp.arange(SIZE) % 3}
+
+
+def ssl_bert() -> tuple[Method, Batch]:
+    sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 8, "max_length": 9}
+    tokens = jax.random.randint(jax.random.key(0), (SIZE, 9), 0, 11)
+    batch = {"tokens": tokens, "random_next": jnp.arange(SIZE) % 2}
+    model = BERT(BertEncoder(11, **sizes), next_sentence=True)
+    return bert(model, mask_id=1), batch
 
 
 def ssl_cmc() -> tuple[Method, Batch]:
@@ -193,6 +204,7 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
+    "ssl.bert": ssl_bert,
     "ssl.cmc": ssl_cmc,
     "ssl.colorization": ssl_colorization,
     "ssl.cpc": ssl_cpc,

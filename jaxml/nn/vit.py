@@ -191,7 +191,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool,
         hidden: Bool[Array, "batch patches"] | None = None,
-        mask_token: Float[Array, "width"] | None = None,
+        mask_token: Float[Array, "dim"] | None = None,
         keep: Int[Array, "batch kept"] | None = None,
     ) -> Tokens:
         """Returns all tokens after the final norm: class, registers, then row by row.

@@ -2,6 +2,7 @@
 
 | method | paper |
 |---|---|
+| `bert` | https://arxiv.org/abs/1810.04805 |
 | `cmc` | https://arxiv.org/abs/1906.05849 |
 | `colorization` | https://arxiv.org/abs/1603.08511 |
 | `cpc` | https://arxiv.org/abs/1807.03748, https://arxiv.org/abs/1905.09272 |
@@ -23,6 +24,12 @@ What they share: `projected` (backbone and head), `queue`, `memory_bank` and `te
 losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
 """
 
+from jaxml.ssl.bert import BERT as BERT
+from jaxml.ssl.bert import BertEncoder as BertEncoder
+from jaxml.ssl.bert import MaskedTokens as MaskedTokens
+from jaxml.ssl.bert import bert as bert
+from jaxml.ssl.bert import mask_tokens as mask_tokens
+from jaxml.ssl.bert import masked_lm_loss as masked_lm_loss
 from jaxml.ssl.cmc import CMC as CMC
 from jaxml.ssl.cmc import cmc as cmc
 from jaxml.ssl.cmc import split_lab as split_lab
