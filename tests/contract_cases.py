@@ -17,11 +17,13 @@ from jaxml.ssl import (
     CMC,
     CPC,
     MAE,
+    BEiT,
     BertEncoder,
     Colorization,
     ContextEncoder,
     FineTuned,
     GlobalCritic,
+    ImageTokenizer,
     InfoMaxEncoder,
     Jigsaw,
     LocalCritic,
@@ -33,6 +35,7 @@ from jaxml.ssl import (
     Rotation,
     SimCLR,
     SimSiam,
+    beit,
     bert,
     cmc,
     colorization,
@@ -42,6 +45,7 @@ from jaxml.ssl import (
     fine_tune,
     gamut_bins,
     hamming_permutations,
+    image_tokenizer,
     inpainting,
     instdisc,
     invaspread,
@@ -98,6 +102,18 @@ def labelled() -> Batch:
     return {**batch, "view": batch["view1"], "label": jnp.arange(SIZE) % 3}
 
 
+def tiny_tokenizer() -> ImageTokenizer:
+    return ImageTokenizer(5, downsamples=1, width=4, code_width=3, channels=1)
+
+
+def ssl_beit() -> tuple[Method, Batch]:
+    vit = tiny_vit(position="none", relative_position="shared", layer_scale=0.1)
+    tokenizer, batch = tiny_tokenizer(), labelled()
+    pretrained, _ = image_tokenizer(tokenizer).init(jax.random.key(2), batch)
+    model = BEiT(vit, 5)
+    return beit(model, tokenizer, pretrained, mask_ratio=0.5, min_block=1), batch
+
+
 def ssl_bert() -> tuple[Method, Batch]:
     sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 8, "max_length": 9}
     tokens = jax.random.randint(jax.random.key(0), (SIZE, 9), 0, 11)
@@ -143,6 +159,10 @@ def ssl_distill() -> tuple[Method, Batch]:
 
 def ssl_fine_tune() -> tuple[Method, Batch]:
     return fine_tune(FineTuned(ConvNet([4]), 3, head=[8])), labelled()
+
+
+def ssl_image_tokenizer() -> tuple[Method, Batch]:
+    return image_tokenizer(tiny_tokenizer()), labelled()
 
 
 def ssl_inpainting() -> tuple[Method, Batch]:
@@ -204,6 +224,7 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
+    "ssl.beit": ssl_beit,
     "ssl.bert": ssl_bert,
     "ssl.cmc": ssl_cmc,
     "ssl.colorization": ssl_colorization,
@@ -211,6 +232,7 @@ CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
     "ssl.deep_infomax": ssl_deep_infomax,
     "ssl.distill": ssl_distill,
     "ssl.fine_tune": ssl_fine_tune,
+    "ssl.image_tokenizer": ssl_image_tokenizer,
     "ssl.inpainting": ssl_inpainting,
     "ssl.instdisc": ssl_instdisc,
     "ssl.invaspread": ssl_invaspread,

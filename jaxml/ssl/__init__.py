@@ -2,12 +2,14 @@
 
 | method | paper |
 |---|---|
+| `beit` | https://arxiv.org/abs/2106.08254 |
 | `bert` | https://arxiv.org/abs/1810.04805 |
 | `cmc` | https://arxiv.org/abs/1906.05849 |
 | `colorization` | https://arxiv.org/abs/1603.08511 |
 | `cpc` | https://arxiv.org/abs/1807.03748, https://arxiv.org/abs/1905.09272 |
 | `deep_infomax` | https://arxiv.org/abs/1808.06670 |
 | `distill`, `fine_tune` | SimCLR v2, https://arxiv.org/abs/2006.10029 |
+| `image_tokenizer` | https://arxiv.org/abs/2102.12092 |
 | `inpainting` | https://arxiv.org/abs/1604.07379 |
 | `instdisc` | https://arxiv.org/abs/1805.01978 |
 | `invaspread` | https://arxiv.org/abs/1904.03436 |
@@ -20,15 +22,18 @@
 | `simsiam` | https://arxiv.org/abs/2011.10566 |
 | `swav` | https://arxiv.org/abs/2006.09882 |
 
-What they share: `projected` (backbone and head), `queue`, `memory_bank` and `teacher`; the contrastive
+What they share: `masked_tokens`, `projected` (backbone and head), `queue`, `memory_bank` and `teacher`; the contrastive
 losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
 """
 
+from jaxml.ssl.beit import BEiT as BEiT
+from jaxml.ssl.beit import beit as beit
+from jaxml.ssl.beit import beit_loss as beit_loss
+from jaxml.ssl.beit import blockwise_masking as blockwise_masking
+from jaxml.ssl.beit import hidden_places as hidden_places
 from jaxml.ssl.bert import BERT as BERT
 from jaxml.ssl.bert import BertEncoder as BertEncoder
-from jaxml.ssl.bert import MaskedTokens as MaskedTokens
 from jaxml.ssl.bert import bert as bert
-from jaxml.ssl.bert import mask_tokens as mask_tokens
 from jaxml.ssl.bert import masked_lm_loss as masked_lm_loss
 from jaxml.ssl.cmc import CMC as CMC
 from jaxml.ssl.cmc import cmc as cmc
@@ -68,6 +73,11 @@ from jaxml.ssl.holes import cover as cover
 from jaxml.ssl.holes import hole_views as hole_views
 from jaxml.ssl.holes import random_blocks as random_blocks
 from jaxml.ssl.holes import random_region as random_region
+from jaxml.ssl.image_tokenizer import ImageTokenizer as ImageTokenizer
+from jaxml.ssl.image_tokenizer import gumbel_softmax as gumbel_softmax
+from jaxml.ssl.image_tokenizer import image_tokenizer as image_tokenizer
+from jaxml.ssl.image_tokenizer import logit_laplace_loss as logit_laplace_loss
+from jaxml.ssl.image_tokenizer import uniform_kl as uniform_kl
 from jaxml.ssl.inpainting import ChannelwiseDense as ChannelwiseDense
 from jaxml.ssl.inpainting import ContextEncoder as ContextEncoder
 from jaxml.ssl.inpainting import PaintingCritic as PaintingCritic
@@ -97,6 +107,8 @@ from jaxml.ssl.mae import mae_loss as mae_loss
 from jaxml.ssl.mae import mae_pictures as mae_pictures
 from jaxml.ssl.mae import mae_targets as mae_targets
 from jaxml.ssl.mae import random_masking as random_masking
+from jaxml.ssl.masked_tokens import MaskedTokens as MaskedTokens
+from jaxml.ssl.masked_tokens import mask_tokens as mask_tokens
 from jaxml.ssl.memory_bank import changed_rows as changed_rows
 from jaxml.ssl.memory_bank import init_bank as init_bank
 from jaxml.ssl.memory_bank import update_bank as update_bank

@@ -27,7 +27,6 @@ import jax.numpy as jnp
 
 from jaxml.export import export
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
-from jaxml.metrics.collapse import feature_std
 from jaxml.nn.dense import Dense
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.nn.positions import sincos_positions
@@ -188,12 +187,12 @@ class MAE(nn.Module):
         noise: Float[Array, "batch patches"],
         *,
         train: bool,
-    ) -> tuple[Patches, Bool[Array, "batch patches"], Float[Array, "batch tokens dim"]]:
-        """Returns the painted patches, which were hidden, and the encoder's tokens."""
+    ) -> tuple[Patches, Bool[Array, "batch patches"]]:
+        """Returns the painted patches, and which of them were hidden."""
         masking = random_masking(noise, self.mask_ratio)
         tokens = self.encoder.tokens(images, train=train, keep=masking.keep)
         painted = self.decode(tokens, masking.restore, images.shape[1:3], train=train)
-        return painted, masking.hidden, tokens
+        return painted, masking.hidden
 
     def decode(
         self,
@@ -236,9 +235,8 @@ def mae(
 
     Which patches are hidden is drawn in every step, for each sample from its own key; a
     batch may bring `noise` [batch, patches] instead. `predict` returns the encoder's
-    features [batch, features] of `image`. Metrics: the loss, which is about 1 for gray
-    paintings where patches are normalized, and `feature_std` of the mean token (near 1
-    healthy, 0 collapsed).
+    features [batch, features] of `image`. The loss is about 1 for gray paintings where
+    patches are normalized.
 
     To fine-tune, give the encoder to `FineTuned` and `params["encoder"]` to `fine_tune`:
 
@@ -271,7 +269,7 @@ def mae(
     ) -> tuple[Float[Array, ""], tuple[ModelState, Metrics]]:
         mask_key, key = jax.random.split(key)
         images = prepared(batch["view"])
-        (painted, hidden, tokens), model_state = apply_module(
+        (painted, hidden), model_state = apply_module(
             model,
             params,
             model_state,
@@ -282,8 +280,7 @@ def mae(
         )
         side = model.encoder.patch_size
         value = mae_loss(painted, images, hidden, side, normalize=normalize)
-        spread = feature_std(jnp.mean(tokens, axis=1), axis_name=axis_name)
-        return value, (model_state, {"loss": value, "feature_std": spread})
+        return value, (model_state, {"loss": value})
 
     def predict(
         params: Params, model_state: ModelState, batch: Batch

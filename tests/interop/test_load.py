@@ -280,7 +280,7 @@ def test_offline_for_real(monkeypatch, tmp_path):
 def test_ratios_survive_rounding():
     for width in range(1, 60):
         for hidden in range(1, 4 * width):
-            assert int(vit_config._ratio(hidden, width) * width) == hidden
+            assert int(vit_config.ratio_of(hidden, width) * width) == hidden
 
 
 @pytest.mark.parametrize(
