@@ -22,6 +22,7 @@ https://arxiv.org/abs/1711.00937 (codebooks). Deviation: a smaller network, stri
 convolutions and one residual block on either side.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -197,7 +198,7 @@ class ImageTokenizer(nn.Module):
         y = nn.sigmoid(outputs[..., : self.channels])
         return jnp.clip((y - 0.1) / 0.8, 0, 1)
 
-    def _branch(self, convs: list[nn.Module], x: Array) -> Array:
+    def _branch(self, convs: Sequence[nn.Module], x: Array) -> Array:
         return convs[1](nn.relu(convs[0](nn.relu(x))))
 
 
