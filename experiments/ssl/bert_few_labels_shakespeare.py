@@ -1,4 +1,4 @@
-"""Pretrain without labels, fine-tune with few: who of Shakespeare's people says this?
+"""Pretrain without labels, fine-tune with few: tell who says a speech.
 
     python -m experiments.ssl.bert_few_labels_shakespeare
     python -m experiments.ssl.bert_few_labels_shakespeare --dataset generated

@@ -218,16 +218,19 @@ def beit(
         )
     vit = model.encoder
 
+    def grid_of(batch: Batch) -> tuple[int, int]:
+        height, width = batch["view"].shape[1:3]
+        return height // vit.patch_size, width // vit.patch_size
+
     def drawn(key: PRNGKeyArray, batch: Batch) -> tuple[Hidden, Int[Array, "..."]]:
         """What is hidden, and its places."""
-        size, side = batch["view"].shape, vit.patch_size
-        grid = size[1] // side, size[2] // side
+        grid = grid_of(batch)
         count = round(mask_ratio * grid[0] * grid[1])
         if "hidden" in batch:
             return batch["hidden"], hidden_places(batch["hidden"], count)
         options = {"min_block": min_block, "aspect": aspect}
         hidden = jax.vmap(lambda k: blockwise_masking(k, grid, count, **options))(
-            sample_keys(key, size[0], vit.axis_name)
+            sample_keys(key, len(batch["view"]), vit.axis_name)
         )
         return hidden, hidden_places(hidden, count)
 
@@ -242,8 +245,9 @@ def beit(
         return lax.stop_gradient(tokenizer.apply(variables, view, method="tokens"))
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
-        hidden, places = drawn(jax.random.key(0), batch)
-        params, _ = init_module(model, key, batch["view"], hidden, places, train=False)
+        rows, columns = grid_of(batch)
+        hidden = jnp.zeros((len(batch["view"]), rows * columns), bool)
+        params, _ = init_module(model, key, batch["view"], hidden, train=False)
         copied = jax.tree.map(lambda x: jnp.array(x, copy=True), pretrained or {})
         return params, {"tokenizer": copied}
 

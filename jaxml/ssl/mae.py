@@ -252,16 +252,19 @@ def mae(
     def prepared(images: Array) -> Array:
         return images if prepare is None else prepare(images)
 
+    def num_patches(batch: Batch) -> int:
+        size, side = batch["view"].shape, model.encoder.patch_size
+        return (size[1] // side) * (size[2] // side)
+
     def drawn(key: PRNGKeyArray, batch: Batch) -> Float[Array, "batch patches"]:
         if "noise" in batch:
             return batch["noise"]
-        size, side = batch["view"].shape, model.encoder.patch_size
-        shape = ((size[1] // side) * (size[2] // side),)
-        keys = sample_keys(key, size[0], axis_name)
+        keys = sample_keys(key, len(batch["view"]), axis_name)
+        shape = (num_patches(batch),)
         return jax.vmap(lambda k: jax.random.uniform(k, shape))(keys)
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
-        noise = drawn(jax.random.key(0), batch)
+        noise = jnp.zeros((len(batch["view"]), num_patches(batch)))
         return init_module(model, key, prepared(batch["view"]), noise, train=False)
 
     def loss(

@@ -53,7 +53,7 @@ def randomised(model):
         for name, x in model.named_parameters():
             if x.requires_grad:
                 x.add_(0.1 * torch.randn(x.shape, generator=generator))
-            elif name.endswith("decoder_pos_embed"):  # zero in new models alone
+            elif "pos" in name:  # zero in new models alone
                 positions = sincos_positions(4, 4, x.shape[-1])
                 x.copy_(torch.tensor(np.pad(positions, ((1, 0), (0, 0))))[None])
     return model.eval()

@@ -199,6 +199,10 @@ def test_eight_devices_take_the_same_steps_as_one(rng):
     )
 
 
+def test_init_needs_no_mesh(rng):
+    jax.eval_shape(build("data").init, jax.random.key(0), make_batch(rng))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

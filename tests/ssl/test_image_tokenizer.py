@@ -163,6 +163,10 @@ def test_eight_devices_take_the_same_steps_as_one(rng):
     check_devices(build, make_batch(rng, 16), 8, num_steps=2)
 
 
+def test_init_needs_no_mesh(rng):
+    jax.eval_shape(build("data").init, jax.random.key(0), make_batch(rng))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
