@@ -22,7 +22,7 @@
 | `simsiam` | https://arxiv.org/abs/2011.10566 |
 | `swav` | https://arxiv.org/abs/2006.09882 |
 
-What they share: `masked_tokens`, `projected` (backbone and head), `queue`, `memory_bank` and `teacher`; the contrastive
+What they share: `mask_tokens`, `projected` (backbone and head), `queue`, `memory_bank` and `teacher`; the contrastive
 losses stand in `jaxml.losses`, bounds of information in `mutual_information`.
 """
 
@@ -107,8 +107,8 @@ from jaxml.ssl.mae import mae_loss as mae_loss
 from jaxml.ssl.mae import mae_pictures as mae_pictures
 from jaxml.ssl.mae import mae_targets as mae_targets
 from jaxml.ssl.mae import random_masking as random_masking
-from jaxml.ssl.masked_tokens import MaskedTokens as MaskedTokens
-from jaxml.ssl.masked_tokens import mask_tokens as mask_tokens
+from jaxml.ssl.mask_tokens import MaskedTokens as MaskedTokens
+from jaxml.ssl.mask_tokens import mask_tokens as mask_tokens
 from jaxml.ssl.memory_bank import changed_rows as changed_rows
 from jaxml.ssl.memory_bank import init_bank as init_bank
 from jaxml.ssl.memory_bank import update_bank as update_bank

@@ -1,7 +1,7 @@
 """BERT: tell the words that are missing from a sentence, from both of its sides.
 
 Of the tokens of a sentence 15% are to be told, and most of them hidden: see
-`jaxml.ssl.masked_tokens`. With C the chosen places:
+`jaxml.ssl.mask_tokens`. With C the chosen places:
 
     L = mean over i in C of  -log P(x_i | tokens),    logits_i = E g(h_i) + b,
         g(h) = norm(gelu(h W + c)),    E the embeddings of words, shared,
@@ -37,7 +37,7 @@ from jaxml.nn.dropout import Dropout
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.nn.transformer import TransformerBlock
 from jaxml.parallel.collectives import pmean, sample_keys
-from jaxml.ssl.masked_tokens import mask_tokens
+from jaxml.ssl.mask_tokens import mask_tokens
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 small = nn.initializers.truncated_normal(0.02)
@@ -290,6 +290,10 @@ def bert(
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[ModelState, Metrics]]:
+        if model.next_sentence and "random_next" not in batch:
+            raise ValueError(
+                f"the batch must hold random_next, got {', '.join(sorted(batch))}"
+            )
         mask_key, key = jax.random.split(key)
         masked = mask_tokens(
             sample_keys(mask_key, len(batch["tokens"]), own.axis_name),

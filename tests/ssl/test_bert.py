@@ -204,6 +204,10 @@ def test_init_needs_no_mesh(rng):
             "at most 7 tokens, got 8",
         ),
         (
+            lambda t: build().loss({}, {}, {"tokens": t}, jax.random.key(0)),
+            "batch must hold random_next, got tokens",
+        ),
+        (
             lambda t: make_model(pool="last").init(jax.random.key(0), t, train=False),
             "pool must be class or mean",
         ),
