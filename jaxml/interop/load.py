@@ -182,7 +182,7 @@ def _family(module: nn.Module) -> ModuleType:
     raise ConversionError(f"module must be a {known}, got {type(module).__name__}")
 
 
-def _stem(module: nn.Module) -> str:
+def _stem(module: Any) -> str:
     """Our path of the first layer, whose tensor tells the channels."""
     family = _family(module)
     return bert.stem(module) if family is bert else family.STEM

@@ -96,5 +96,7 @@ def from_authors(architecture: str) -> MAE:
     """The module for an architecture of the authors'."""
     size, side = ARCHITECTURES[architecture]
     width, depth, heads = vit_config.SIZES[size]
-    sizes = {"width": width, "depth": depth, "heads": heads, "patch_size": side}
-    return MAE(VisionTransformer(**sizes, position="sincos"))
+    encoder = VisionTransformer(
+        patch_size=side, width=width, depth=depth, heads=heads, position="sincos"
+    )
+    return MAE(encoder)

@@ -218,7 +218,7 @@ def from_timm(
         small = match["size"] != "base" or match["kind"] == "beitv2"
         options["layer_scale"] = 1e-5 if small else 0.1
         options |= {"position": "none", "relative_position": "each"}
-        arguments = {"global_pool": "avg"} | arguments
+        arguments = {"global_pool": "avg", **arguments}
     if match["registers"]:
         options["registers"] = int(match["registers"])
     without = bool(match["registers"])  # positions of the tokens before the patches

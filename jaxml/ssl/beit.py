@@ -19,6 +19,7 @@ number is exact; what blocks leave open after `tries` is filled with single patc
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -80,7 +81,7 @@ def blockwise_masking(
     draw_key, rest_key = jax.random.split(key)
     row, column = jnp.arange(rows)[:, None], jnp.arange(columns)[None]
 
-    def put(hidden: Array, u: Array) -> tuple[Array, None]:
+    def put(hidden: jax.Array, u: jax.Array) -> tuple[jax.Array, None]:
         left = count - jnp.sum(hidden)
         size = min_block + u[0] * (left - min_block)
         ratio = jnp.exp(math.log(low) + u[1] * math.log(high / low))
@@ -228,7 +229,7 @@ def beit(
         count = round(mask_ratio * grid[0] * grid[1])
         if "hidden" in batch:
             return batch["hidden"], hidden_places(batch["hidden"], count)
-        options = {"min_block": min_block, "aspect": aspect}
+        options: dict[str, Any] = {"min_block": min_block, "aspect": aspect}
         hidden = jax.vmap(lambda k: blockwise_masking(k, grid, count, **options))(
             sample_keys(key, len(batch["view"]), vit.axis_name)
         )
@@ -242,7 +243,8 @@ def beit(
         if size != view.shape[1:3]:
             view = jax.vmap(lambda image: resize_image(image, size))(view)
         variables = {"params": model_state["tokenizer"]}
-        return lax.stop_gradient(tokenizer.apply(variables, view, method="tokens"))
+        codes: Any = tokenizer.apply(variables, view, method="tokens")
+        return lax.stop_gradient(codes)
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
         rows, columns = grid_of(batch)
@@ -257,7 +259,7 @@ def beit(
         mask_key, key = jax.random.split(key)
         hidden, places = drawn(mask_key, batch)
         codes = jnp.take_along_axis(told(model_state, batch), places, axis=1)
-        logits = model.apply(
+        logits: Any = model.apply(
             {"params": params},
             batch["view"],
             hidden,
@@ -277,8 +279,9 @@ def beit(
     def predict(
         params: Params, model_state: ModelState, batch: Batch
     ) -> Float[Array, "batch features"]:
-        return model.apply(
+        h: Any = model.apply(
             {"params": params}, batch["image"], train=False, method="features"
         )
+        return h
 
     return Method(init, loss, predict)

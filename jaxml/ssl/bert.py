@@ -190,7 +190,7 @@ class BertEncoder(nn.Module):
                 f"sentences must have at most {self.max_length} tokens, got {length}"
             )
         types = jnp.zeros_like(tokens) if types is None else types
-        x = self.tables["word"][tokens] + self.tables["type"][types]
+        x: Any = self.tables["word"][tokens] + self.tables["type"][types]
         x += self.tables["position"][None, :length]
         x = self.embed_dropout(self.embed_norm(x), train=train)
         options = {}

@@ -253,7 +253,7 @@ def image_tokenizer(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[ModelState, Metrics]]:
         images, variables = batch["view"], {"params": params}
-        logits = model.apply(variables, images, method="encode")
+        logits: Any = model.apply(variables, images, method="encode")
         keys = sample_keys(key, len(images), model.axis_name)
         noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[1:]))(keys)
         weights = gumbel_softmax(
@@ -262,12 +262,13 @@ def image_tokenizer(
             model_state["temperature"],
             straight_through=straight_through,
         )
-        outputs = model.apply(variables, weights.astype(logits.dtype), method="decode")
+        mixture = weights.astype(logits.dtype)
+        outputs: Any = model.apply(variables, mixture, method="decode")
         if model.likelihood == "mse":
             error = outputs.astype(jnp.float32) - images.astype(jnp.float32)
             rebuilt = jnp.mean(jnp.square(error))
         else:
-            rebuilt = logit_laplace_loss(outputs, images)
+            rebuilt = jnp.asarray(logit_laplace_loss(outputs, images))
         kl, values = jnp.mean(uniform_kl(logits)), images[0].size
         value = rebuilt + model_state["kl_weight"] * kl / values
         places = logits.shape[1] * logits.shape[2]
@@ -278,7 +279,8 @@ def image_tokenizer(
     def predict(
         params: Params, model_state: ModelState, batch: Batch
     ) -> Int[Array, "batch patches"]:
-        return model.apply({"params": params}, batch["image"], method="tokens")
+        codes: Any = model.apply({"params": params}, batch["image"], method="tokens")
+        return codes
 
     def after_update(
         params: Params, model_state: ModelState, step: Int[Array, ""]

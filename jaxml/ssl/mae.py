@@ -191,7 +191,8 @@ class MAE(nn.Module):
         """Returns the painted patches, and which of them were hidden."""
         masking = random_masking(noise, self.mask_ratio)
         tokens = self.encoder.tokens(images, train=train, keep=masking.keep)
-        painted = self.decode(tokens, masking.restore, images.shape[1:3], train=train)
+        height, width = images.shape[1:3]
+        painted = self.decode(tokens, masking.restore, (height, width), train=train)
         return painted, masking.hidden
 
     def decode(

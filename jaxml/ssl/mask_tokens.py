@@ -87,7 +87,9 @@ def mask_tokens(
     special = jnp.asarray(tuple(special_ids), tokens.dtype)
     most = max(1, round(rate * tokens.shape[1]))
 
-    def one(key: PRNGKeyArray, tokens: Array, words: Array | None) -> MaskedTokens:
+    def one(
+        key: PRNGKeyArray, tokens: jax.Array, words: jax.Array | None
+    ) -> MaskedTokens:
         choice_key, fate_key, token_key = jax.random.split(key, 3)
         may = ~jnp.isin(tokens, special)
         count = jnp.sum(may)
@@ -105,19 +107,19 @@ def mask_tokens(
         seen = jnp.where(chosen, seen, labels).astype(tokens.dtype)
         return MaskedTokens(tokens.at[places].set(seen), places, labels, chosen)
 
-    return jax.vmap(one)(keys, tokens, words)
+    return jax.vmap(one)(keys, jnp.asarray(tokens), words)
 
 
 def _whole_words(
     noise: Float[Array, "length"],
     may: Bool[Array, "length"],
     words: Int[Array, "length"],
-    count: Array,
+    count: jax.Array,
 ) -> Bool[Array, "length"]:
     """Tokens of words in the order of their noise, those that still fit in."""
     size = jnp.zeros(len(words)).at[words].add(may)
 
-    def take(total: Array, word: Array) -> tuple[Array, Array]:
+    def take(total: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
         fits = (size[word] > 0) & (total + size[word] <= count)
         return total + fits * size[word], fits
 
