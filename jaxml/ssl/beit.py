@@ -95,9 +95,10 @@ def blockwise_masking(
         return jnp.where(fits, hidden | block, hidden), None
 
     draws = jax.random.uniform(draw_key, (tries, 4))
-    hidden, _ = lax.scan(put, jnp.zeros(grid, bool), draws)
-    hidden = hidden.reshape(-1)
-    noise = jax.random.uniform(rest_key, hidden.shape)
+    noise = jax.random.uniform(rest_key, grid)
+    # Nothing, but made of the key: inside `shard_map` it varies as what follows does.
+    hidden, _ = lax.scan(put, noise < 0, draws)
+    hidden, noise = hidden.reshape(-1), noise.reshape(-1)
     rank = jnp.argsort(jnp.argsort(jnp.where(hidden, -1.0, noise)))
     return rank < count
 

@@ -124,5 +124,6 @@ def _whole_words(
         return total + fits * size[word], fits
 
     order = jnp.argsort(noise)
-    _, fits = lax.scan(take, jnp.zeros(()), order)
+    # Zero, but made of the noise: inside `shard_map` it varies as what follows does.
+    _, fits = lax.scan(take, 0 * noise[0], order)
     return may & jnp.zeros(len(words), bool).at[order].set(fits)[words]
