@@ -285,7 +285,7 @@ def image_tokenizer(
     def after_update(
         params: Params, model_state: ModelState, step: Int[Array, ""]
     ) -> tuple[Params, ModelState]:
-        return params, schedules(step)
+        return params, schedules(step + 1)  # for the update that comes next
 
     return Method(init, loss, predict, after_update)
 
