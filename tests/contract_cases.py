@@ -5,21 +5,27 @@ everything `init`, `loss` and `predict` read. Small widths: each is compiled.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxml.method import Batch, Method
-from jaxml.nn import ConvNet
+from jaxml.nn import ConvNet, VisionTransformer
 from jaxml.ssl import (
+    BERT,
     BYOL,
     CMC,
     CPC,
     DINO,
+    MAE,
+    BEiT,
+    BertEncoder,
     Colorization,
     ContextEncoder,
     FineTuned,
     GlobalCritic,
+    ImageTokenizer,
     InfoMaxEncoder,
     Jigsaw,
     LocalCritic,
@@ -32,6 +38,8 @@ from jaxml.ssl import (
     Rotation,
     SimCLR,
     SimSiam,
+    beit,
+    bert,
     byol,
     cmc,
     colorization,
@@ -42,10 +50,12 @@ from jaxml.ssl import (
     fine_tune,
     gamut_bins,
     hamming_permutations,
+    image_tokenizer,
     inpainting,
     instdisc,
     invaspread,
     jigsaw,
+    mae,
     moco,
     moco_v3,
     relative_patch,
@@ -102,6 +112,26 @@ def ssl_byol() -> tuple[Method, Batch]:
     return byol(BYOL(ConvNet([4]), [8, 4], [8, 4])), views()
 
 
+def tiny_tokenizer() -> ImageTokenizer:
+    return ImageTokenizer(5, downsamples=1, width=4, code_width=3, channels=1)
+
+
+def ssl_beit() -> tuple[Method, Batch]:
+    vit = tiny_vit(position="none", relative_position="shared", layer_scale=0.1)
+    tokenizer, batch = tiny_tokenizer(), labelled()
+    pretrained, _ = image_tokenizer(tokenizer).init(jax.random.key(2), batch)
+    model = BEiT(vit, 5)
+    return beit(model, tokenizer, pretrained, mask_ratio=0.5, min_block=1), batch
+
+
+def ssl_bert() -> tuple[Method, Batch]:
+    sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 8, "max_length": 9}
+    tokens = jax.random.randint(jax.random.key(0), (SIZE, 9), 0, 11)
+    batch = {"tokens": tokens, "random_next": jnp.arange(SIZE) % 2}
+    model = BERT(BertEncoder(11, **sizes), next_sentence=True)
+    return bert(model, mask_id=1), batch
+
+
 def ssl_cmc() -> tuple[Method, Batch]:
     halves = CMC([ConvNet([4]), ConvNet([3])], 4, lambda x: (x[:, :4], x[:, 4:]))
     return cmc(halves, 2 * SIZE, num_noise=3), indexed()
@@ -145,6 +175,10 @@ def ssl_fine_tune() -> tuple[Method, Batch]:
     return fine_tune(FineTuned(ConvNet([4]), 3, head=[8])), labelled()
 
 
+def ssl_image_tokenizer() -> tuple[Method, Batch]:
+    return image_tokenizer(tiny_tokenizer()), labelled()
+
+
 def ssl_inpainting() -> tuple[Method, Batch]:
     batch = labelled()
     hole = jnp.zeros((SIZE, 8, 8, 1), bool).at[:, 2:5, 3:7].set(True)
@@ -164,6 +198,16 @@ def ssl_jigsaw() -> tuple[Method, Batch]:
     batch = patches(4)
     model = Jigsaw(ConvNet([4]), 5, 4, [4])
     return jigsaw(model, hamming_permutations(5, 4)), {**batch, "tiles": batch["parts"]}
+
+
+def tiny_vit(**options: Any) -> VisionTransformer:
+    sizes = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+    return VisionTransformer(**{**sizes, **options})
+
+
+def ssl_mae() -> tuple[Method, Batch]:
+    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    return mae(MAE(tiny_vit(position="sincos"), **decoder, channels=1)), labelled()
 
 
 def ssl_moco() -> tuple[Method, Batch]:
@@ -199,6 +243,8 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
     "ssl.byol": ssl_byol,
+    "ssl.beit": ssl_beit,
+    "ssl.bert": ssl_bert,
     "ssl.cmc": ssl_cmc,
     "ssl.colorization": ssl_colorization,
     "ssl.cpc": ssl_cpc,
@@ -206,10 +252,12 @@ CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
     "ssl.dino": ssl_dino,
     "ssl.distill": ssl_distill,
     "ssl.fine_tune": ssl_fine_tune,
+    "ssl.image_tokenizer": ssl_image_tokenizer,
     "ssl.inpainting": ssl_inpainting,
     "ssl.instdisc": ssl_instdisc,
     "ssl.invaspread": ssl_invaspread,
     "ssl.jigsaw": ssl_jigsaw,
+    "ssl.mae": ssl_mae,
     "ssl.moco": ssl_moco,
     "ssl.moco_v3": ssl_moco_v3,
     "ssl.relative_patch": ssl_relative_patch,

@@ -4,10 +4,10 @@
     python -m experiments.bench.ssl_lightly --dataset digits --no-halve --num-images 1437
         --num-steps 150 --labels-per-class 10
 
-SimCLR, MoCo v2, SwAV, BYOL, SimSiam and DINO: both libraries train the same network from the same weights with
-the same optimizer, and in every step both get the same two augmented images of each sample,
-drawn once. lightly gives heads, prototypes, loss, memory bank, momentum and split batch
-norm, in PyTorch. A bias that only lightly has (of the prototypes, and behind SimCLR's last
+SimCLR, MoCo v2, SwAV, BYOL, SimSiam and DINO: both libraries train the same network from the
+same weights with the same optimizer, and in every step both get the same two augmented images
+of each sample, drawn once. lightly gives heads, prototypes, loss, memory bank, momentum and
+split batch norm, in PyTorch. A bias that only lightly has (of the prototypes, and behind SimCLR's last
 batch norm) is held at zero. The features of the last step are judged as everywhere in
 `experiments/ssl/protocol.py`.
 
@@ -15,8 +15,9 @@ batch norm) is held at zero. The features of the last step are judged as everywh
 shuffling each library draws for itself. From the second step on rounding decides which side
 of zero some activations fall on, and the runs part, as two runs of one library do.
 
-Measured with the second command and `--methods simclr moco swav` (seeds 0 to 2, JAX 0.10.2, PyTorch 2.13.0, two shared CPU
-cores, 5 minutes), accuracy on the 360 test images in percent, mean (lowest to highest):
+Measured with the second command and `--methods simclr moco swav` (seeds 0 to 2, JAX 0.10.2,
+PyTorch 2.13.0, two shared CPU cores, 5 minutes), accuracy on the 360 test images in percent,
+mean (lowest to highest):
 
     method  library    kNN                     linear, 10 labels per class    first
     simclr  jaxml      96.5 (96.1 to 97.2)     92.7 (91.5 to 94.1)

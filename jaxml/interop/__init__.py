@@ -9,7 +9,8 @@
 | `ConversionError`, `WeightsError` | what does not fit; what cannot be read |
 
 `load` knows ResNet of torchvision, timm and transformers; ViT of the same, with DeiT,
-DINO and DINOv2 (registers and SwiGLU too).
+DINO and DINOv2 (registers and SwiGLU too); MAE, BEiT and BERT of transformers, with their
+heads and decoders, and of their authors.
 """
 
 from jaxml.interop.files import WeightsError as WeightsError

@@ -16,7 +16,7 @@ that; only the outputs can, beside those of the library that the weights come fr
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,22 @@ def patches(side: int) -> Layout:
     return _single(to_ours, to_theirs)
 
 
+def stacked() -> Layout:
+    """Several tensors of theirs, which are ours along a new first axis."""
+    return Layout(lambda x: np.stack(x), lambda x: tuple(x))
+
+
+def without_key() -> Layout:
+    """Biases of queries and values <-> one of queries, keys and values.
+
+    A bias of the keys adds the same to all logits of a query, and changes nothing.
+    """
+    return Layout(
+        lambda x: np.concatenate([x[0], np.zeros_like(x[0]), x[1]]),
+        lambda x: tuple(np.split(x, 3))[::2],
+    )
+
+
 def joined(layout: Layout, parts: int) -> Layout:
     """Several tensors of theirs, one after the other along their first axis."""
 
@@ -105,11 +121,14 @@ class Conversion:
         rules: one or more for each of our leaves.
         prefixes: what may stand before a name, once or nested, and says nothing.
         ignored: regular expressions of their names that have no counterpart here.
+        fixed: tensors that are constants here, such as positions that are not learned:
+            written as they are, and if there in reading, they must be the same.
     """
 
     rules: tuple[Rule, ...]
     prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def bare(self, name: str) -> str:
         """The name without all prefixes."""
@@ -218,12 +237,12 @@ def convert(
         if not candidates:
             raise ConversionError(f"no rule tells where {path} stands")
         leaves[path] = jnp.zeros(leaf.shape, leaf.dtype)
-        there = (
+        found_there = (
             (theirs, layout)
             for theirs, layout in candidates
             if all(conversion.bare(name) in names for name in theirs)
         )
-        theirs, layout = next(there, ((), SAME))
+        theirs, layout = next(found_there, ((), SAME))
         if not theirs:
             missing[path] = f"there is no {' or '.join(candidates[0][0])}"
             continue
@@ -239,6 +258,12 @@ def convert(
         if array.dtype != leaf.dtype:
             converted[path] = f"{array.dtype} to {leaf.dtype}"
         leaves[path] = jnp.array(array, leaf.dtype)  # theirs may change in place
+    for name, wanted in conversion.fixed.items():
+        there = names.get(conversion.bare(name))
+        if there is not None:
+            asked.add(there)
+            if not _same(state[there], wanted):
+                mismatched[there] = "it must be the constant that is computed here"
     others = sorted(set(state) - asked)
     new = [path for path in leaves if path.startswith(tuple(fresh))]
     ignored = tuple(name for name in others if _is_ignored(name, conversion))
@@ -265,7 +290,14 @@ def export_state(variables: Variables, conversion: Conversion) -> dict[str, np.n
             raise ConversionError(f"no rule tells where {path} stands")
         arrays = layout.to_theirs(np.asarray(jax.device_get(leaf)))
         state |= dict(zip(names, map(np.ascontiguousarray, arrays), strict=True))
-    return state
+    return state | dict(conversion.fixed)
+
+
+def _same(array: np.ndarray, wanted: np.ndarray) -> bool:
+    wide = np.asarray(array, np.float32)
+    # Half precision, and sines computed in single precision, are no difference.
+    near = 1e-4 if array.dtype == np.float32 else 1e-2
+    return wide.shape == wanted.shape and np.allclose(wide, wanted, rtol=0, atol=near)
 
 
 def _bare_names(state: State, conversion: Conversion) -> dict[str, str]:

@@ -4,13 +4,16 @@ timm's names (`blocks.0.attn.qkv.weight`) are also those of DINO's and DINOv2's 
 checkpoints. transformers keeps three matrices for q, k and v where others have one, and
 has changed its names: files have the old ones, memory the new; both are read and the old
 written. DINOv2 there is a model type of its own, with layer scale, and one more with
-registers; its classifier reads the class token and the mean side by side.
+registers; its classifier reads the class token and the mean side by side. BEiT's attention
+has biases by distance, and none of keys; the encoder of MAE has fixed positions.
 
 The pooler and the mask token, which features do not need, have no counterpart here.
 
 The trap is the gate of SwiGLU: it is the first half of a joined layer here and in all of
 these libraries, and the second half elsewhere.
 """
+
+import numpy as np
 
 from jaxml.interop.rules import (
     DENSE,
@@ -21,10 +24,12 @@ from jaxml.interop.rules import (
     joined,
     leading,
     patches,
+    stacked,
+    without_key,
 )
-from jaxml.nn import VisionTransformer
+from jaxml.nn import VisionTransformer, sincos_positions
 
-HF_TYPES = ("vit", "dinov2", "dinov2_with_registers")
+HF_TYPES = ("vit", "dinov2", "dinov2_with_registers", "vit_mae", "beit")
 STEM = "params/patch_embed/kernel"  # of its tensor, the second axis is the channels
 
 Names = dict[str, tuple[str, ...]]
@@ -40,6 +45,7 @@ TIMM: Names = {
     "scale1": ("ls1.gamma",),
     "scale2": ("ls2.gamma",),
 }
+TIMM_BEIT: Names = {"scale1": ("gamma_1",), "scale2": ("gamma_2",)}
 TIMM_ALSO: Names = {"mlp/dense1": ("mlp.w12",), "mlp/dense2": ("mlp.w3",)}  # DINOv2's
 _HF: Names = {
     "attention/qkv": tuple(
@@ -63,6 +69,7 @@ HF_VIT_ALSO: Names = _HF_ALSO | {
     "mlp/dense1": ("mlp.fc1",),
     "mlp/dense2": ("mlp.fc2",),
 }
+HF_BEIT: Names = {"scale1": ("lambda_1",), "scale2": ("lambda_2",)}
 HF_DINOV2: Names = _HF | {
     "norm1": ("norm1",),
     "norm2": ("norm2",),
@@ -89,96 +96,204 @@ TORCHVISION_ALSO: Names = {
 }
 
 
-def conversion(module: VisionTransformer, style: str) -> Conversion:
+def conversion(
+    module: VisionTransformer, style: str, *, inside: bool = False
+) -> Conversion:
     """How a style names this module's variables.
 
-    The styles are "torchvision", "timm" and "hf".
+    The styles are "torchvision", "timm" and "hf". `inside` of a larger model the names
+    of transformers have the prefix that its heads do without.
     """
-    rules: list[Rule] = []
-
-    def outside(
-        stem: str, token: str, position: str, registers: str, norm: str, head: str
-    ) -> None:
-        kernel = Rule(STEM, (f"{stem}.weight",), patches(module.patch_size))
-        bias = Rule("params/patch_embed/bias", (f"{stem}.bias",))
-        rules.extend((kernel, bias, *_norm("norm", norm), *_dense("head", (head,))))
-        for ours, theirs, axes in (
-            ("class", token, 2),
-            ("position", position, 1),
-            ("registers", registers, 1),
-        ):
-            rules.append(Rule(f"params/{ours}", (theirs,), leading(axes)))
-
-    def blocks(where: str, names: Names) -> None:
-        for ours, theirs in names.items():
-            theirs = tuple(f"{where}.{name}" for name in theirs)
-            rules.extend(_rules(f"blocks_{{i}}/{ours}", theirs))
-
     if style == "timm":
-        embed = ("patch_embed.proj", "cls_token", "pos_embed", "reg_token")
-        outside(*embed, "norm", "head")
-        blocks("blocks.{i}", TIMM)
-        blocks("blocks.{i}", TIMM_ALSO)
-        prefixes = ("module.", "backbone.", "student.", "teacher.")
-        return Conversion(tuple(rules), prefixes, ("mask_token",))
+        return _timm(module)
     if style == "torchvision":
-        embed = ("conv_proj", "class_token", "encoder.pos_embedding", "registers")
-        outside(*embed, "encoder.ln", "heads.head")
-        where = "encoder.layers.encoder_layer_{i}"
-        qkv = f"{where}.self_attention.in_proj_"
-        ours = "params/blocks_{i}/attention/qkv/"
-        rules.append(Rule(f"{ours}kernel", (f"{qkv}weight",), DENSE))
-        rules.append(Rule(f"{ours}bias", (f"{qkv}bias",)))
-        blocks(where, TORCHVISION_BLOCK)
-        blocks(where, TORCHVISION_ALSO)
-        return Conversion(tuple(rules), ("module.",))
+        return _torchvision(module)
+    return _hf(module, inside or module.num_classes is not None)
+
+
+def _timm(module: VisionTransformer) -> Conversion:
+    embed = ("patch_embed.proj", "cls_token", "pos_embed", "reg_token")
+    norm = "fc_norm" if module.pool_norm else "norm"
+    rules = _outside(module, *embed, norm, "head")
+    names, qkv = TIMM, "blocks.{i}.attn"
+    if is_beit(module):
+        names = TIMM | TIMM_BEIT
+        shared = ("rel_pos_bias.relative_position_bias_table",)
+        each = ("blocks.{i}.attn.relative_position_bias_table",)
+        rules += _relative(module, shared, each)
+        rules += _without_key((f"{qkv}.qkv.weight",), f"{qkv}.q_bias", f"{qkv}.v_bias")
+    rules += block_rules("", "blocks.{i}", names)
+    rules += block_rules("", "blocks.{i}", TIMM_ALSO)
+    prefixes = ("module.", "backbone.", "student.", "teacher.")
+    ignored = ("mask_token", r".*relative_position_index")
+    return Conversion(tuple(rules), prefixes, ignored, _fixed(module, "pos_embed"))
+
+
+def _torchvision(module: VisionTransformer) -> Conversion:
+    embed = ("conv_proj", "class_token", "encoder.pos_embedding", "registers")
+    rules = _outside(module, *embed, "encoder.ln", "heads.head")
+    where = "encoder.layers.encoder_layer_{i}"
+    qkv = f"{where}.self_attention.in_proj_"
+    ours = "params/blocks_{i}/attention/qkv/"
+    rules.append(Rule(f"{ours}kernel", (f"{qkv}weight",), DENSE))
+    rules.append(Rule(f"{ours}bias", (f"{qkv}bias",)))
+    rules += block_rules("", where, TORCHVISION_BLOCK)
+    rules += block_rules("", where, TORCHVISION_ALSO)
+    return Conversion(tuple(rules), ("module.",))
+
+
+def _hf(module: VisionTransformer, inside: bool) -> Conversion:
     kind = hf_type(module)
-    base = f"{kind}." if module.num_classes is not None else ""
-    inside = f"{base}embeddings."
+    prefix = "vit" if kind == "vit_mae" else kind
+    base = f"{prefix}." if inside else ""
     embed = (
-        f"{inside}patch_embeddings.projection",
-        f"{inside}cls_token",
-        f"{inside}position_embeddings",
-        f"{inside}register_tokens",
+        f"{base}embeddings.patch_embeddings.projection",
+        f"{base}embeddings.cls_token",
+        f"{base}embeddings.position_embeddings",
+        f"{base}embeddings.register_tokens",
     )
-    outside(*embed, f"{base}layernorm", "classifier")
-    where = f"{base}encoder.layer.{{i}}"
-    if kind == "vit":
-        blocks(where, HF_VIT)
-        blocks(where, HF_VIT_ALSO)
-        blocks(f"{base}layers.{{i}}", HF_VIT_ALSO)
+    norm = "pooler.layernorm" if module.pool_norm else "layernorm"
+    rules = _outside(module, *embed, f"{base}{norm}", "classifier")
+    where, newer = f"{base}encoder.layer.{{i}}", f"{base}layers.{{i}}"
+    if kind == "beit":
+        rules += _hf_beit(module, base, where, newer)
+    if kind in ("vit", "vit_mae", "beit"):
+        own = HF_BEIT if kind == "beit" else {}
+        rules += block_rules("", where, HF_VIT | own)
+        rules += block_rules("", where, HF_VIT_ALSO)
+        rules += block_rules("", newer, HF_VIT_ALSO | own)
     else:
         gated = module.mlp == "swiglu"
-        also = _HF_ALSO | (SWIGLU_ALSO if gated else {})
-        blocks(where, HF_DINOV2 | (SWIGLU if gated else {}))
-        blocks(where, also)
-    ignored = (r"pooler\.dense\.(weight|bias)", r"embeddings\.mask_token")
-    return Conversion(tuple(rules), ("module.", f"{kind}."), ignored)
+        rules += block_rules("", where, HF_DINOV2 | (SWIGLU if gated else {}))
+        rules += block_rules("", where, _HF_ALSO | (SWIGLU_ALSO if gated else {}))
+    ignored = (
+        r"pooler\.dense\.(weight|bias)",
+        r"embeddings\.mask_token",
+        r".*relative_position_index",
+    )
+    fixed = _fixed(module, embed[2])
+    return Conversion(tuple(rules), ("module.", f"{prefix}."), ignored, fixed)
+
+
+def _hf_beit(
+    module: VisionTransformer, base: str, where: str, newer: str
+) -> list[Rule]:
+    table = "relative_position_bias.relative_position_bias_table"
+    shared = (
+        f"{base}encoder.{table}",
+        f"{base}shared_position_bias.relative_position_bias_table",
+    )
+    each = (f"{where}.attention.attention.{table}", f"{newer}.{table}")
+    rules = _relative(module, shared, each)
+    for block, names in ((where, _HF), (newer, _HF_ALSO), (where, _HF_ALSO)):
+        q, k, v = (f"{block}.{name}" for name in names["attention/qkv"])
+        weights = tuple(f"{name}.weight" for name in (q, k, v))
+        rules += _without_key(weights, f"{q}.bias", f"{v}.bias")
+    return rules
+
+
+def is_beit(module: VisionTransformer) -> bool:
+    """Whether it has BEiT's positions."""
+    return module.relative_position is not None or module.position == "none"
 
 
 def hf_type(module: VisionTransformer) -> str:
     """The `model_type` of transformers that has what the module has."""
+    if is_beit(module):
+        return "beit"
+    if module.position == "sincos":
+        return "vit_mae"
     if module.registers:
         return "dinov2_with_registers"
+    if module.pool_norm:
+        return "beit"
     return "vit" if module.layer_scale is None else "dinov2"
 
 
-def _rules(ours: str, theirs: tuple[str, ...]) -> list[Rule]:
-    if ours.endswith(("scale1", "scale2")):
-        return [Rule(f"params/{ours}", theirs)]
-    if "norm" in ours:
-        return _norm(ours, *theirs)
-    return _dense(ours, theirs)
+def _outside(
+    module: VisionTransformer,
+    stem: str,
+    token: str,
+    position: str,
+    registers: str,
+    norm: str,
+    head: str,
+) -> list[Rule]:
+    """All but the blocks."""
+    rules = [
+        Rule(STEM, (f"{stem}.weight",), patches(module.patch_size)),
+        Rule("params/patch_embed/bias", (f"{stem}.bias",)),
+        *norm_rules("norm", norm),
+        *dense_rules("head", (head,)),
+    ]
+    named = (
+        ("class", token, 2),
+        ("position", position, 1),
+        ("registers", registers, 1),
+    )
+    for ours, theirs, axes in named:
+        rules.append(Rule(f"params/{ours}", (theirs,), leading(axes)))
+    return rules
 
 
-def _norm(ours: str, theirs: str) -> list[Rule]:
+def _fixed(module: VisionTransformer, name: str) -> dict[str, np.ndarray]:
+    """The positions that are not learned, with zeros for a class token."""
+    if module.position != "sincos":
+        return {}
+    size, side = np.broadcast_to(module.image_size, 2), module.patch_size
+    positions = sincos_positions(*(int(n) // side for n in size), module.width)
+    return {name: np.pad(positions, ((int(module.class_token), 0), (0, 0)))[None]}
+
+
+def _relative(
+    module: VisionTransformer, shared: tuple[str, ...], each: tuple[str, ...]
+) -> list[Rule]:
+    """Tables of biases, of all blocks or of each, under one of several names."""
+    if module.relative_position == "shared":
+        return [Rule("params/relative", (name,), stacked()) for name in shared]
+    blocks = [{"i": i} for i in range(module.depth)]
+    return [
+        Rule("params/relative", tuple(name.format(**i) for i in blocks), stacked())
+        for name in each
+    ]
+
+
+def _without_key(weights: tuple[str, ...], query: str, value: str) -> list[Rule]:
+    """Attention whose keys have no bias."""
+    ours = "params/blocks_{i}/attention/qkv/"
+    layout = DENSE if len(weights) == 1 else joined(DENSE, len(weights))
+    return [
+        Rule(f"{ours}kernel", weights, layout),
+        Rule(f"{ours}bias", (query, value), without_key()),
+    ]
+
+
+def block_rules(path: str, where: str, names: Names) -> list[Rule]:
+    """Rules of blocks: below `path` here, at `where` there."""
+    rules: list[Rule] = []
+    for name, theirs in names.items():
+        ours = f"{path}blocks_{{i}}/{name}"
+        theirs = tuple(f"{where}.{n}" for n in theirs)
+        if "scale" in name:
+            rules.append(Rule(f"params/{ours}", theirs))
+        elif "norm" in name:
+            rules += norm_rules(ours, *theirs)
+        else:
+            rules += dense_rules(ours, theirs)
+    return rules
+
+
+def norm_rules(ours: str, theirs: str) -> list[Rule]:
+    """A layer norm."""
     return [
         Rule(f"params/{ours}/scale", (f"{theirs}.weight",)),
         Rule(f"params/{ours}/bias", (f"{theirs}.bias",)),
     ]
 
 
-def _dense(ours: str, theirs: tuple[str, ...]) -> list[Rule]:
+def dense_rules(ours: str, theirs: tuple[str, ...]) -> list[Rule]:
+    """A dense layer, or several that are one here."""
+
     def layout(one: Layout) -> Layout:
         return one if len(theirs) == 1 else joined(one, len(theirs))
 
@@ -187,4 +302,12 @@ def _dense(ours: str, theirs: tuple[str, ...]) -> list[Rule]:
     return [
         Rule(f"params/{ours}/kernel", weights, layout(DENSE)),
         Rule(f"params/{ours}/bias", biases, layout(SAME)),
+    ]
+
+
+def nested(conversion: Conversion, path: str) -> list[Rule]:
+    """The rules of a module that is a part of another, below `path`."""
+    return [
+        rule._replace(ours=rule.ours.replace("params/", f"params/{path}/", 1))
+        for rule in conversion.rules
     ]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxml.interop.rules import ConversionError
-from jaxml.interop.vit import hf_type
+from jaxml.interop.vit import hf_type, is_beit
 from jaxml.nn import VisionTransformer
 
 SIZES = {  # width, depth, heads
@@ -23,6 +23,13 @@ SIZES = {  # width, depth, heads
     "huge": (1280, 32, 16),
 }
 GIANT = {"width": 1536, "depth": 40, "heads": 24}  # DINOv2's
+HF_NAMES = {
+    "vit": "ViT",
+    "vit_mae": "ViTMAE",
+    "beit": "Beit",
+    "dinov2": "Dinov2",
+    "dinov2_with_registers": "Dinov2WithRegisters",
+}
 TORCHVISION = {
     "vit_b_16": ("base", 16),
     "vit_b_32": ("base", 32),
@@ -31,9 +38,16 @@ TORCHVISION = {
     "vit_h_14": ("huge", 14),
 }
 _NAME = re.compile(
-    r"(?P<kind>vit|deit)_(?P<size>tiny|small|base|large|huge|giant)_patch(?P<side>\d+)"
+    r"(?P<kind>vit|deit|beit|beitv2)_(?P<size>tiny|small|base|large|huge|giant)_patch(?P<side>\d+)"
     r"(?:_reg(?P<registers>\d+))?(?P<dinov2>_dinov2)?(?:_(?P<image>\d+))?"
 )
+BEIT_ARGUMENTS = {  # of timm: option here, and its value where the argument is true
+    "use_abs_pos_emb": ("position", "learned"),
+    "use_rel_pos_bias": ("relative_position", "each"),
+    "use_shared_rel_pos_bias": ("relative_position", "shared"),
+    "use_fc_norm": None,
+    "head_init_scale": None,
+}
 HARMLESS = {
     *("num_classes", "in_chans", "drop_rate", "pos_drop_rate", "attn_drop_rate"),
     *("patch_drop_rate", "weight_init", "fix_init", "dynamic_img_size"),
@@ -43,22 +57,25 @@ HARMLESS = {
 def from_hf(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
     """Options of `VisionTransformer` for a configuration of transformers."""
     kind, width = config["model_type"], config.get("hidden_size", 768)
-    _same("hidden_act", config.get("hidden_act", "gelu"), "gelu")
-    _same("qkv_bias", config.get("qkv_bias", True), True)
-    side = _square(config.get("patch_size", 14 if kind == "dinov2" else 16))
+    same("hidden_act", config.get("hidden_act", "gelu"), "gelu")
+    same("qkv_bias", config.get("qkv_bias", True), True)
+    side = square(config.get("patch_size", 14 if kind == "dinov2" else 16))
     options: dict[str, Any] = {
-        "image_size": _size(config.get("image_size", 224)),
+        "image_size": size_of(config.get("image_size", 224)),
         "patch_size": side,
         "width": width,
         "depth": config.get("num_hidden_layers", 12),
         "heads": config.get("num_attention_heads", 12),
         "dropout": config.get("hidden_dropout_prob", 0.0),
-        "epsilon": config.get("layer_norm_eps", 1e-12 if kind == "vit" else 1e-6),
+        "epsilon": config.get("layer_norm_eps", 1e-6 if "dino" in kind else 1e-12),
         "antialias_positions": kind == "dinov2_with_registers",
     }
-    if kind == "vit":
+    if kind in ("vit", "vit_mae", "beit"):
         hidden = config.get("intermediate_size", 3072)
-        return options | {"mlp_ratio": _ratio(hidden, width)}
+        options["mlp_ratio"] = ratio_of(hidden, width)
+        if kind == "vit_mae":
+            options["position"] = "sincos"
+        return options | (_beit(config) if kind == "beit" else {})
     hidden = int(width * config.get("mlp_ratio", 4))
     if config.get("use_swiglu_ffn", False):
         hidden = _gated(hidden)
@@ -66,10 +83,35 @@ def from_hf(config: Mapping[str, Any], *, has_head: bool) -> dict[str, Any]:
     if kind == "dinov2_with_registers":
         options["registers"] = config.get("num_register_tokens", 4)
     return options | {
-        "mlp_ratio": _ratio(hidden, width),
+        "mlp_ratio": ratio_of(hidden, width),
         "layer_scale": float(config.get("layerscale_value", 1.0)),
         "drop_path": config.get("drop_path_rate", 0.0),
         "pool": "both" if has_head else "class",
+    }
+
+
+def _beit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What BEiT's configuration has beyond that of a ViT."""
+    has = {
+        kind: config.get(f"use_{name}relative_position_bias", False)
+        for kind, name in (("shared", "shared_"), ("each", ""))
+    }
+    if all(has.values()):
+        raise ConversionError(
+            "use_relative_position_bias must be False beside the shared one, got True"
+        )
+    absolute = config.get("use_absolute_position_embeddings", False)
+    scale, mean = (
+        config.get("layer_scale_init_value", 0.1),
+        config.get("use_mean_pooling", True),
+    )
+    return {
+        "position": "learned" if absolute else "none",
+        "relative_position": next((kind for kind in has if has[kind]), None),
+        "layer_scale": float(scale) if scale else None,
+        "drop_path": config.get("drop_path_rate", 0.1),
+        "pool": "mean" if mean else "class",
+        "pool_norm": mean,
     }
 
 
@@ -78,15 +120,15 @@ def to_hf(module: VisionTransformer, channels: int) -> dict[str, Any]:
     kind, width = hf_type(module), module.width
     hidden = int(module.mlp_ratio * width)
     has_head = module.num_classes is not None
-    _check(module)
-    _same("class_token", module.class_token, True)
-    _same("class_position", module.class_position, True)
-    name = {"vit": "ViT", "dinov2": "Dinov2"}.get(kind, "Dinov2WithRegisters")
+    same("class_token", module.class_token, True)
+    same("class_position", module.class_position, True)
+    same("pool_norm", module.pool_norm, kind == "beit" and module.pool == "mean")
+    name = HF_NAMES[kind]
     config: dict[str, Any] = {
         "architectures": [f"{name}{'ForImageClassification' if has_head else 'Model'}"],
         "model_type": kind,
         "num_channels": channels,
-        "image_size": _listed(module.image_size),
+        "image_size": listed(module.image_size),
         "patch_size": module.patch_size,
         "hidden_size": width,
         "num_hidden_layers": module.depth,
@@ -97,11 +139,16 @@ def to_hf(module: VisionTransformer, channels: int) -> dict[str, Any]:
         "layer_norm_eps": module.epsilon,
         "qkv_bias": True,
     }
-    if kind == "vit":
-        _same("pool", module.pool, "class")
-        _same("mlp", module.mlp, "gelu")
-        return config | {"intermediate_size": hidden}
-    _same("pool", module.pool, "both" if has_head else "class")
+    if kind in ("vit", "vit_mae", "beit"):
+        same("mlp", module.mlp, "gelu")
+        config["intermediate_size"] = hidden
+        if kind == "beit":
+            return config | _to_beit(module)
+        same("layer_scale", module.layer_scale, None)
+        same("pool", module.pool, "class")
+        same("num_classes", kind == "vit_mae" and has_head, False)
+        return config
+    same("pool", module.pool, "both" if has_head else "class")
     if module.layer_scale is None:
         raise ConversionError("layer_scale must not be None where there are registers")
     gated = module.mlp == "swiglu"
@@ -123,6 +170,19 @@ def to_hf(module: VisionTransformer, channels: int) -> dict[str, Any]:
     return config
 
 
+def _to_beit(module: VisionTransformer) -> dict[str, Any]:
+    """What BEiT's configuration has beyond that of a ViT."""
+    return {
+        "use_absolute_position_embeddings": module.position == "learned",
+        "use_relative_position_bias": module.relative_position == "each",
+        "use_shared_relative_position_bias": module.relative_position == "shared",
+        "use_mask_token": False,
+        "use_mean_pooling": module.pool == "mean",
+        "layer_scale_init_value": module.layer_scale or 0.0,
+        "drop_path_rate": module.drop_path,
+    }
+
+
 def is_timm(architecture: str) -> bool:
     """Whether it is an architecture of timm that the module can be."""
     match = _NAME.fullmatch(architecture)
@@ -130,6 +190,7 @@ def is_timm(architecture: str) -> bool:
         match is not None
         and (match["size"] in SIZES or match["dinov2"] is not None)
         and (match["registers"] is None or match["dinov2"] is not None)
+        and not ("beit" in match["kind"] and match["dinov2"])
     )
 
 
@@ -152,6 +213,12 @@ def from_timm(
         options["image_size"] = tuple(input_size[-2:])
     if match["dinov2"]:
         options["layer_scale"] = 1e-5
+    beit = "beit" in match["kind"]
+    if beit:
+        small = match["size"] != "base" or match["kind"] == "beitv2"
+        options["layer_scale"] = 1e-5 if small else 0.1
+        options |= {"position": "none", "relative_position": "each"}
+        arguments = {"global_pool": "avg", **arguments}
     if match["registers"]:
         options["registers"] = int(match["registers"])
     without = bool(match["registers"])  # positions of the tokens before the patches
@@ -170,26 +237,26 @@ def from_timm(
         if name in renamed:
             options[renamed[name]] = value
         elif name == "img_size":
-            options["image_size"] = _size(value)
+            options["image_size"] = size_of(value)
         elif name == "patch_size":
-            options["patch_size"] = _square(value)
+            options["patch_size"] = square(value)
         elif name == "mlp_ratio":
             ratio = value
         elif name == "no_embed_class":
             without = value
+        elif beit and name in BEIT_ARGUMENTS:
+            if BEIT_ARGUMENTS[name] is not None:
+                field, kind = BEIT_ARGUMENTS[name]
+                options[field] = kind if value else _without(options, field, kind)
         elif name in only:
-            _same(name, value, only[name])
+            same(name, value, only[name])
         elif name not in HARMLESS | {"global_pool", "fc_norm"}:
             raise ConversionError(f"{name} of timm's ViT is not supported, got {value}")
     pool = arguments.get("global_pool", "token")
     if pool not in ("token", "avg"):
         raise ConversionError(f"global_pool must be token or avg, got {pool}")
-    norm_after_pool = arguments.get("fc_norm")
-    norm_after_pool = pool == "avg" if norm_after_pool is None else norm_after_pool
-    if norm_after_pool:
-        raise ConversionError(
-            "fc_norm must be false: a norm after the pool is not here"
-        )
+    pool_norm = arguments.get("use_fc_norm" if beit else "fc_norm")
+    options["pool_norm"] = pool == "avg" if pool_norm is None else pool_norm
     if options.get("registers") and not without:
         raise ConversionError("no_embed_class must be true where there are registers")
     if options.get("class_token", True):
@@ -197,35 +264,67 @@ def from_timm(
     hidden = int(options["width"] * ratio)
     if options.get("mlp") == "swiglu":
         hidden //= 2
-    options["mlp_ratio"] = _ratio(hidden, options["width"])
+    options["mlp_ratio"] = ratio_of(hidden, options["width"])
     return options | {"pool": "mean" if pool == "avg" else "class"}
+
+
+def _without(options: Mapping[str, Any], field: str, kind: str) -> Any:
+    """The option where timm's argument for `kind` is false."""
+    empty = "none" if field == "position" else None
+    return empty if options.get(field, empty) == kind else options.get(field)
 
 
 def to_timm(module: VisionTransformer, channels: int) -> tuple[str, dict[str, Any]]:
     """The architecture of timm for a module, and its arguments."""
-    _check(module)
-    _same("epsilon", module.epsilon, 1e-6)
+    beit = is_beit(module)
+    same("position", module.position, "none" if beit else "learned")
+    same("epsilon", module.epsilon, 1e-6)
     if module.pool == "both":
         raise ConversionError("pool must be class or mean, got both")
     if module.registers and module.class_token and module.class_position:
         raise ConversionError(
             "class_position must be false where there are registers, got True"
         )
+    if beit:
+        return "beit_base_patch16_224", _to_timm_beit(module, channels)
     gated = module.mlp == "swiglu"
     hidden = int(module.mlp_ratio * module.width) * (2 if gated else 1)
     return "vit_giant_patch14_dinov2" if gated else "vit_base_patch16_224", {
-        "img_size": _listed(module.image_size),
+        "img_size": listed(module.image_size),
         "patch_size": module.patch_size,
         "embed_dim": module.width,
         "depth": module.depth,
         "num_heads": module.heads,
-        "mlp_ratio": _ratio(hidden, module.width),
+        "mlp_ratio": ratio_of(hidden, module.width),
         "init_values": module.layer_scale,
         "class_token": module.class_token,
         "no_embed_class": not module.class_position or not module.class_token,
         "reg_tokens": module.registers,
         "global_pool": "avg" if module.pool == "mean" else "token",
-        "fc_norm": False,
+        "fc_norm": module.pool_norm,
+        "proj_drop_rate": module.dropout,
+        "drop_path_rate": module.drop_path,
+        "num_classes": module.num_classes or 0,
+        "in_chans": channels,
+    }
+
+
+def _to_timm_beit(module: VisionTransformer, channels: int) -> dict[str, Any]:
+    same("class_token", module.class_token, True)
+    same("mlp", module.mlp, "gelu")
+    return {
+        "img_size": listed(module.image_size),
+        "patch_size": module.patch_size,
+        "embed_dim": module.width,
+        "depth": module.depth,
+        "num_heads": module.heads,
+        "mlp_ratio": module.mlp_ratio,
+        "init_values": module.layer_scale,
+        "use_abs_pos_emb": False,
+        "use_rel_pos_bias": module.relative_position == "each",
+        "use_shared_rel_pos_bias": module.relative_position == "shared",
+        "global_pool": "avg" if module.pool == "mean" else "token",
+        "use_fc_norm": module.pool_norm,
         "proj_drop_rate": module.dropout,
         "drop_path_rate": module.drop_path,
         "num_classes": module.num_classes or 0,
@@ -241,36 +340,36 @@ def from_torchvision(architecture: str) -> dict[str, Any]:
     return sizes | {"patch_size": side, "image_size": 224, "epsilon": 1e-6}
 
 
-def _check(module: VisionTransformer) -> None:
-    _same("position", module.position, "learned")
-
-
 def _gated(hidden: int) -> int:
     """Width of SwiGLU: two thirds, a multiple of eight."""
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
-def _ratio(hidden: int, width: int) -> float:
+def ratio_of(hidden: int, width: int) -> float:
     """A ratio r with int(r * width) = hidden, whatever the rounding."""
     ratio = hidden / width
     return ratio if int(ratio * width) == hidden else (hidden + 0.5) / width
 
 
-def _size(size: Any) -> int | tuple[int, int]:
+def size_of(size: Any) -> int | tuple[int, int]:
+    """One number, or (height, width)."""
     return size if isinstance(size, int) else (size[0], size[1])
 
 
-def _listed(size: int | tuple[int, int]) -> int | list[int]:
+def listed(size: int | tuple[int, int]) -> int | list[int]:
+    """The same for JSON."""
     return size if isinstance(size, int) else list(size)
 
 
-def _square(size: Any) -> int:
+def square(size: Any) -> int:
+    """The side of a square patch."""
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise ConversionError(f"patches must be square, got {size}")
     return sides.pop()
 
 
-def _same(name: str, value: Any, wanted: Any) -> None:
+def same(name: str, value: Any, wanted: Any) -> None:
+    """Refuses an option by its name unless it has the only value there is here."""
     if value != wanted:
         raise ConversionError(f"{name} must be {wanted}, got {value}")

@@ -25,6 +25,7 @@ from jaxml.nn.functional import apply_module as apply_module
 from jaxml.nn.functional import init_module as init_module
 from jaxml.nn.mlp import Mlp as Mlp
 from jaxml.nn.norm import BatchNorm as BatchNorm
+from jaxml.nn.positions import relative_positions as relative_positions
 from jaxml.nn.positions import resize_positions as resize_positions
 from jaxml.nn.positions import sincos_positions as sincos_positions
 from jaxml.nn.resnet import ResNet as ResNet

@@ -2,13 +2,16 @@
 
     sin-cos    [sin(x w), cos(x w), sin(y w), cos(y w)],    w_i = temperature^(-i / f)
     learned    a parameter per place, for one grid; resampled bicubically for another
+    relative   a logit per head and distance (dy, dx), added to those of attention
 
 The trap: tokens before the grid, such as a class token's, have a position of their own,
 which is not part of the picture and must not be resampled with it.
 
 Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021,
 https://arxiv.org/abs/2010.11929 (learned; section 3.2 for other grids); Chen et al.
-(MoCo v3), ICCV 2021, https://arxiv.org/abs/2104.02057 (fixed sine-cosine).
+(MoCo v3), ICCV 2021, https://arxiv.org/abs/2104.02057 (fixed sine-cosine); Bao et al.,
+"BEiT: BERT Pre-Training of Image Transformers", ICLR 2022,
+https://arxiv.org/abs/2106.08254 (relative, with three more for a class token).
 """
 
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ from jax import lax
 
 from jaxml.export import export
 from jaxml.ops.resize import resize_image
-from jaxml.typing import Array, Float
+from jaxml.typing import Array, Float, Int
 
 
 @export("nn.sincos_positions", since="0.1")
@@ -83,6 +86,29 @@ def resize_positions(
         )
     rest = picture.reshape(-1, rest.shape[-1]).astype(positions.dtype)
     return jnp.concatenate([first, rest])
+
+
+@export("nn.relative_positions", since="0.1")
+def relative_positions(
+    height: int, width: int, *, class_token: bool = True
+) -> Int[np.ndarray, "tokens tokens"]:
+    """Which row of a table of biases belongs to a query (row) and a key (column).
+
+    A grid has (2 height - 1) (2 width - 1) distances query - key. Behind them stand the
+    class token's three: to a patch, from a patch, to itself.
+
+    >>> relative_positions(1, 2).tolist()
+    [[5, 3, 3], [4, 1, 0], [4, 2, 1]]
+    """
+    y, x = np.mgrid[:height, :width].reshape(2, -1)
+    rows, columns = (p[:, None] - p[None] + n - 1 for p, n in ((y, height), (x, width)))
+    places = rows * (2 * width - 1) + columns
+    if not class_token:
+        return places
+    last = (2 * height - 1) * (2 * width - 1)
+    places = np.pad(places, ((1, 0), (1, 0)), constant_values=last)
+    places[1:, 0], places[0, 0] = last + 1, last + 2
+    return places
 
 
 def _cubic_weights(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:

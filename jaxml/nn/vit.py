@@ -13,6 +13,9 @@ fine-tuning at another resolution.
 `scan` compiles one block instead of all, with their parameters stacked, and `remat` keeps
 only what goes in and out of a block for the backward pass.
 
+A part of the patches can be hidden behind a mask token (BEiT), or left out altogether
+(MAE), see `VisionTransformer.tokens`.
+
 The trap: a pre-norm transformer's last stream is not normalised. Features are read after
 the final norm, by the class token and by the mean alike.
 
@@ -20,7 +23,8 @@ Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021,
 https://arxiv.org/abs/2010.11929 (equations 1 to 4, table 1); sizes and initialisation of
 Touvron et al., https://arxiv.org/abs/2012.12877, and Chen et al. (MoCo v3),
 https://arxiv.org/abs/2104.02057 (fixed sine-cosine position embedding); Darcet et al.,
-"Vision Transformers Need Registers", https://arxiv.org/abs/2309.16588 (registers).
+"Vision Transformers Need Registers", https://arxiv.org/abs/2309.16588 (registers);
+Bao et al., "BEiT", https://arxiv.org/abs/2106.08254 (relative positions).
 """
 
 from collections.abc import Callable
@@ -37,9 +41,14 @@ from jaxml.export import export
 from jaxml.method import Params
 from jaxml.nn.dense import Dense
 from jaxml.nn.dropout import Dropout
-from jaxml.nn.positions import resize_positions, sincos_positions
+from jaxml.nn.positions import (
+    relative_positions,
+    resize_positions,
+    sincos_positions,
+)
 from jaxml.nn.transformer import TransformerBlock
-from jaxml.typing import Array, Float
+from jaxml.ops.patches import patchify
+from jaxml.typing import Array, Bool, Float, Int
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -63,7 +72,11 @@ class VisionTransformer(nn.Module):
         class_token: put a learned token before the patches.
         pool: "class" reads that token, "mean" the mean of the patches; "both" is the
             class token and the mean side by side, twice as wide.
-        position: "learned", or the fixed "sincos" (zero at the class token).
+        pool_norm: the last norm stands behind the pool, not before it; tokens are then
+            as the last block leaves them.
+        position: "learned", the fixed "sincos" (zero at the class token), or "none".
+        relative_position: a bias of attention by distance, "shared" by all blocks or of
+            "each"; None has none.
         class_position: the class token has a learned position of its own.
         registers: learned tokens between the class token and the patches, which have no
             position and which nothing reads.
@@ -105,6 +118,8 @@ class VisionTransformer(nn.Module):
     registers: int = 0
     mlp: str = "gelu"
     antialias_positions: bool = True
+    relative_position: str | None = None
+    pool_norm: bool = False
 
     def setup(self) -> None:
         self._check()
@@ -121,8 +136,15 @@ class VisionTransformer(nn.Module):
             first = self.class_token and self.class_position
             shape = (first + rows * columns, self.width)
             self.positions = self.param("position", small, shape, self.param_dtype)
-        else:
+        elif self.position == "sincos":
             self.positions = sincos_positions(rows, columns, self.width)
+        if self.relative_position is not None:
+            kind = {"class_token": self.class_token}
+            self.places = relative_positions(rows, columns, **kind)
+            shared = self.relative_position == "shared"
+            shape = (1 if shared else self.depth, self.places.max() + 1, self.heads)
+            zeros = nn.initializers.zeros
+            self.relative = self.param("relative", zeros, shape, self.param_dtype)
         self.embed_dropout = Dropout(self.dropout, axis_name=self.axis_name)
         block = partial(
             TransformerBlock,
@@ -159,45 +181,91 @@ class VisionTransformer(nn.Module):
             features = tokens[:, 0]
         else:
             features = jnp.concatenate([tokens[:, 0], mean], axis=1)
+        if self.pool_norm:
+            features = self.norm(features)
         return features if self.num_classes is None else self.head(features)
 
     def tokens(
-        self, images: Float[Array, "batch height width channels"], *, train: bool
+        self,
+        images: Float[Array, "batch height width channels"],
+        *,
+        train: bool,
+        hidden: Bool[Array, "batch patches"] | None = None,
+        mask_token: Float[Array, "dim"] | None = None,
+        keep: Int[Array, "batch kept"] | None = None,
     ) -> Tokens:
-        """Returns all tokens after the final norm: class, registers, then row by row."""
-        x = self.patch_embed(self._patches(images))
-        if self.class_token:
-            first = jnp.broadcast_to(self.first, (len(x), 1, self.width))
-            x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
-        positions, grid = jnp.asarray(self.positions), self._grid_of(images)
-        if grid != self._grid:
-            smooth = self.antialias_positions
-            positions = resize_positions(positions, self._grid, grid, antialias=smooth)
-        positions = jnp.pad(positions, ((x.shape[1] - len(positions), 0), (0, 0)))
-        x += positions.astype(x.dtype)[None]
-        if self.registers:
-            others = jnp.broadcast_to(self.others, (len(x), *self.others.shape))
-            first, patches = jnp.split(x, [int(self.class_token)], axis=1)
-            x = jnp.concatenate([first, others.astype(x.dtype), patches], axis=1)
-        x = self.embed_dropout(x, train=train)
-        return self.norm(self._through_blocks(x, train))
+        """Returns all tokens after the final norm: class, registers, then row by row.
+
+        Args:
+            images: as for a call.
+            train: whether there is dropout.
+            hidden: patches in whose place the mask token stands.
+            mask_token: what stands there; it gets their positions.
+            keep: the patches that go through the blocks, in this order, with their
+                positions; None keeps all.
+
+        Raises:
+            ValueError: if the images do not fit, or what a model with relative positions
+                keeps is not all.
+        """
+        grid = self._grid_of(images)
+        # A matrix product of flat patches stands for the convolution.
+        x = self.patch_embed(patchify(images, self.patch_size))
+        if hidden is not None:
+            assert mask_token is not None
+            x = jnp.where(hidden[..., None], mask_token.astype(x.dtype)[None, None], x)
+        first, x = self._located(x, grid)
+        if keep is not None:
+            if self.relative_position is not None:
+                raise ValueError("keep must be None where positions are relative")
+            x = jnp.take_along_axis(x, keep[..., None], axis=1)
+        x = x if first is None else jnp.concatenate([first, x], axis=1)
+        x = self._through_blocks(self.embed_dropout(x, train=train), train)
+        return x if self.pool_norm else self.norm(x)
+
+    def _located(self, x: Tokens, grid: tuple[int, int]) -> tuple[Array | None, Array]:
+        """The tokens before the patches, and the patches, with their positions."""
+        first = [self.first[None]] if self.class_token else []
+        first += [self.others] if self.registers else []
+        before = jnp.concatenate(first).astype(x.dtype) if first else None
+        if self.position != "none":
+            positions = jnp.asarray(self.positions)
+            if grid != self._grid:
+                options = {"antialias": self.antialias_positions}
+                positions = resize_positions(positions, self._grid, grid, **options)
+            own, positions = jnp.split(
+                positions.astype(x.dtype), [len(positions) - x.shape[1]]
+            )
+            x += positions[None]
+            if before is not None:
+                before += jnp.pad(own, ((0, len(before) - len(own)), (0, 0)))
+        if before is not None:
+            before = jnp.broadcast_to(before[None], (len(x), *before.shape))
+        return before, x
 
     def _through_blocks(self, x: Tokens, train: bool) -> Tokens:
-        shares = jnp.linspace(
-            0, 1, self.depth, dtype=jnp.float32
-        )  # of stochastic depth
+        shares = jnp.linspace(0, 1, self.depth, dtype=jnp.float32)
+        tables = None  # of biases; the shares are of stochastic depth
+        if self.relative_position is not None:
+            table = self.relative
+            tables = jnp.broadcast_to(table, (self.depth, *table.shape[1:]))
 
-        def through(block: nn.Module, x: Tokens, share: Array) -> tuple[Tokens, None]:
-            return block(x, train=train, share=share), None
+        def through(block: nn.Module, x: Tokens, own: Any) -> tuple[Tokens, None]:
+            share, table = own
+            options = {}
+            if table is not None:
+                options["bias"] = jnp.moveaxis(table[self.places], -1, 0)[None]
+            return block(x, train=train, share=share, **options), None
 
         if self.remat:
             through = nn.remat(through, prevent_cse=not self.scan)
         if self.scan:
             kinds = {"params": True, "dropout": True}
             loop = nn.scan(through, {"params": 0}, split_rngs=kinds, length=self.depth)
-            return loop(self.blocks, x, shares)[0]
-        for block, share in zip(self.blocks, shares, strict=True):
-            x, _ = through(block, x, share)
+            return loop(self.blocks, x, (shares, tables))[0]
+        for i, block in enumerate(self.blocks):
+            table = None if tables is None else tables[i]
+            x, _ = through(block, x, (shares[i], table))
         return x
 
     @property
@@ -219,30 +287,34 @@ class VisionTransformer(nn.Module):
             )
         return grid
 
-    def _patches(self, images: Array) -> Float[Array, "batch patches pixels"]:
-        """Flat patches, row by row: a matrix product stands for the convolution."""
-        rows, columns = self._grid_of(images)
-        side, channels = self.patch_size, images.shape[-1]
-        x = images.reshape(-1, rows, side, columns, side, channels)
-        return x.swapaxes(2, 3).reshape(-1, rows * columns, side * side * channels)
-
     def _check(self) -> None:
         size = self.image_size
         if any(n % self.patch_size for n in np.atleast_1d(size)):
             raise ValueError(
                 f"patch_size must divide image_size, got {self.patch_size} and {size}"
             )
-        if self.width % self.heads:
-            raise ValueError(
-                f"heads must divide width, got {self.heads} and {self.width}"
-            )
+        width, heads = self.width, self.heads
+        if width % heads:
+            raise ValueError(f"heads must divide width, got {heads} and {width}")
         if self.pool not in ("class", "mean", "both"):
             raise ValueError(f"pool must be class, mean or both, got {self.pool!r}")
         if self.pool != "mean" and not self.class_token:
             raise ValueError("pool must be mean where there is no class token")
-        if self.position not in ("learned", "sincos"):
+        kind = self.position
+        if kind not in ("learned", "sincos", "none"):
+            raise ValueError(f"position must be learned, sincos or none, got {kind!r}")
+        if self.pool_norm and self.pool == "both":
+            raise ValueError("pool must be class or mean with pool_norm, got both")
+        self._check_relative()
+
+    def _check_relative(self) -> None:
+        kind = self.relative_position
+        if kind not in (None, "shared", "each"):
+            raise ValueError(f"relative_position must be shared or each, got {kind!r}")
+        if kind is not None and (self.any_size or self.registers):
             raise ValueError(
-                f"position must be learned or sincos, got {self.position!r}"
+                "relative positions must be of one size without registers, "
+                f"got any_size={self.any_size} and {self.registers} registers"
             )
 
 

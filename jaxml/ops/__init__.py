@@ -8,6 +8,7 @@
 | `lab` | CIE Lab: lightness apart from colour |
 | `resize` | crop and resize with antialiasing, as two matrix products |
 | `blur` | Gaussian blur |
+| `patches` | an image as a sequence of patches, and back |
 | `sampling` | bilinear sampling at any points, affine warps |
 | `similarity` | unit vectors and cosine similarity |
 """
@@ -40,6 +41,8 @@ from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
 from jaxml.ops.color import solarize as solarize
 from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
 from jaxml.ops.lab import rgb_to_lab as rgb_to_lab
+from jaxml.ops.patches import patchify as patchify
+from jaxml.ops.patches import unpatchify as unpatchify
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.sampling import affine as affine
@@ -54,6 +57,7 @@ from jaxml.ops.views import dino_local_view as dino_local_view
 from jaxml.ops.views import dino_view1 as dino_view1
 from jaxml.ops.views import dino_view2 as dino_view2
 from jaxml.ops.views import dino_views as dino_views
+from jaxml.ops.views import mae_view as mae_view
 from jaxml.ops.views import moco_v2_view as moco_v2_view
 from jaxml.ops.views import multi_crop as multi_crop
 from jaxml.ops.views import simclr_cifar_view as simclr_cifar_view

@@ -19,6 +19,7 @@ Images stay in [0, 1]. Where a paper subtracts the mean of ImageNet, do so in th
 | `swav_view` | 0.14 to 1 | 0.8, 0.8, 0.8, 0.2, 0.8 | 0.2 | 0.5 | |
 | `dino_view1`, `dino_view2` | 0.4 to 1 | 0.4, 0.4, 0.2, 0.1, 0.8 | 0.2 | 1, 0.1 | 0, 0.2 |
 | `dino_local_view` | 0.05 to 0.4 | 0.4, 0.4, 0.2, 0.1, 0.8 | 0.2 | 0.5 | |
+| `mae_view` | 0.2 to 1 | | | | |
 
 Every recipe flips half of its images; sigma of the blur is uniform in [0.1, 2] pixels.
 The trap is a small image: the same jitter and blur erase what a class is told by. CIFAR
@@ -33,10 +34,12 @@ Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
 https://arxiv.org/abs/2006.09882 (multi-crop); Chen and He, "Exploring Simple Siamese
 Representation Learning", CVPR 2021, https://arxiv.org/abs/2011.10566; Caron et al.,
 "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021,
-https://arxiv.org/abs/2104.14294. Deviations: crops are bilinear with antialiasing where
-the code of SimCLR has a cubic without; contrast is about the mean of the gray image, in the
-code of SimCLR and BYOL about that of each channel; the blur of MoCo v2, SimSiam and DINO
-is a Gaussian with a fixed number of taps, theirs Pillow's approximation of one.
+https://arxiv.org/abs/2104.14294; He et al., "Masked Autoencoders Are Scalable Vision
+Learners", CVPR 2022, https://arxiv.org/abs/2111.06377 (appendix A.1). Deviations: crops are
+bilinear with antialiasing where the code of SimCLR has a cubic without; contrast is about the
+mean of the gray image, in the code of SimCLR and BYOL about that of each channel; the blur of
+MoCo v2, SimSiam and DINO is a Gaussian with a fixed number of taps, theirs Pillow's
+approximation of one.
 """
 
 from collections.abc import Callable
@@ -250,6 +253,23 @@ def dino_views(
         global2=partial(dino_view2, size=global_size),
     )
     return crops(key, image)
+
+
+@export("ops.mae_view", since="0.1")
+def mae_view(
+    key: PRNGKeyArray, image: Image, *, size: Size = 224, area: Range = (0.2, 1)
+) -> Float[Array, "out_height out_width channels"]:
+    """MAE: cropping (bicubic) and flips alone; what is masked makes the samples differ.
+
+    Args:
+        key: of this view.
+        image: any number of channels.
+        size: of the view.
+        area: of the crop, as parts of the image's.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    view = random_resized_crop(crop_key, image, size, area=area, method="bicubic")
+    return random_horizontal_flip(flip_key, jnp.clip(view, 0, 1))
 
 
 @export("ops.digit_view", since="0.1")

@@ -2,6 +2,8 @@
 
 | method | paper |
 |---|---|
+| `beit` | https://arxiv.org/abs/2106.08254 |
+| `bert` | https://arxiv.org/abs/1810.04805 |
 | `byol` | https://arxiv.org/abs/2006.07733 |
 | `cmc` | https://arxiv.org/abs/1906.05849 |
 | `colorization` | https://arxiv.org/abs/1603.08511 |
@@ -9,10 +11,12 @@
 | `deep_infomax` | https://arxiv.org/abs/1808.06670 |
 | `dino` | https://arxiv.org/abs/2104.14294 |
 | `distill`, `fine_tune` | SimCLR v2, https://arxiv.org/abs/2006.10029 |
+| `image_tokenizer` | https://arxiv.org/abs/2102.12092 |
 | `inpainting` | https://arxiv.org/abs/1604.07379 |
 | `instdisc` | https://arxiv.org/abs/1805.01978 |
 | `invaspread` | https://arxiv.org/abs/1904.03436 |
 | `jigsaw` | https://arxiv.org/abs/1603.09246 |
+| `mae` | https://arxiv.org/abs/2111.06377 |
 | `moco` | https://arxiv.org/abs/1911.05722, https://arxiv.org/abs/2003.04297 |
 | `moco_v3` | https://arxiv.org/abs/2104.02057 |
 | `relative_patch` | https://arxiv.org/abs/1505.05192 |
@@ -22,10 +26,19 @@
 | `swav` | https://arxiv.org/abs/2006.09882 |
 
 What they share: `projected` (backbone and head), `bootstrap` (a network and its teacher),
-`crops`, `queue`, `memory_bank` and `teacher`; the contrastive losses stand in `jaxml.losses`,
-bounds of information in `mutual_information`.
+`crops`, `mask_tokens`, `queue`, `memory_bank` and `teacher`; the contrastive losses stand in
+`jaxml.losses`, bounds of information in `mutual_information`.
 """
 
+from jaxml.ssl.beit import BEiT as BEiT
+from jaxml.ssl.beit import beit as beit
+from jaxml.ssl.beit import beit_loss as beit_loss
+from jaxml.ssl.beit import blockwise_masking as blockwise_masking
+from jaxml.ssl.beit import hidden_places as hidden_places
+from jaxml.ssl.bert import BERT as BERT
+from jaxml.ssl.bert import BertEncoder as BertEncoder
+from jaxml.ssl.bert import bert as bert
+from jaxml.ssl.bert import masked_lm_loss as masked_lm_loss
 from jaxml.ssl.byol import BYOL as BYOL
 from jaxml.ssl.byol import byol as byol
 from jaxml.ssl.byol import byol_loss as byol_loss
@@ -73,6 +86,11 @@ from jaxml.ssl.holes import cover as cover
 from jaxml.ssl.holes import hole_views as hole_views
 from jaxml.ssl.holes import random_blocks as random_blocks
 from jaxml.ssl.holes import random_region as random_region
+from jaxml.ssl.image_tokenizer import ImageTokenizer as ImageTokenizer
+from jaxml.ssl.image_tokenizer import gumbel_softmax as gumbel_softmax
+from jaxml.ssl.image_tokenizer import image_tokenizer as image_tokenizer
+from jaxml.ssl.image_tokenizer import logit_laplace_loss as logit_laplace_loss
+from jaxml.ssl.image_tokenizer import uniform_kl as uniform_kl
 from jaxml.ssl.inpainting import ChannelwiseDense as ChannelwiseDense
 from jaxml.ssl.inpainting import ContextEncoder as ContextEncoder
 from jaxml.ssl.inpainting import PaintingCritic as PaintingCritic
@@ -95,6 +113,15 @@ from jaxml.ssl.jigsaw import normalize_tiles as normalize_tiles
 from jaxml.ssl.jigsaw import shuffle_tiles as shuffle_tiles
 from jaxml.ssl.lars import is_weight as is_weight
 from jaxml.ssl.lars import lars as lars
+from jaxml.ssl.mae import MAE as MAE
+from jaxml.ssl.mae import Masking as Masking
+from jaxml.ssl.mae import mae as mae
+from jaxml.ssl.mae import mae_loss as mae_loss
+from jaxml.ssl.mae import mae_pictures as mae_pictures
+from jaxml.ssl.mae import mae_targets as mae_targets
+from jaxml.ssl.mae import random_masking as random_masking
+from jaxml.ssl.mask_tokens import MaskedTokens as MaskedTokens
+from jaxml.ssl.mask_tokens import mask_tokens as mask_tokens
 from jaxml.ssl.memory_bank import changed_rows as changed_rows
 from jaxml.ssl.memory_bank import init_bank as init_bank
 from jaxml.ssl.memory_bank import update_bank as update_bank

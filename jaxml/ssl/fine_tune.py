@@ -33,9 +33,10 @@ from jaxml.method import Batch, Method, Metrics, ModelState, Params
 from jaxml.nn.dense import Dense
 from jaxml.nn.functional import apply_module, init_module
 from jaxml.nn.mlp import Mlp
-from jaxml.typing import Array, Float, PRNGKeyArray
+from jaxml.typing import Array, Float, Int, PRNGKeyArray
 
 Path = tuple[str, ...]
+STEM = {"patch_embed", "class", "position", "word", "type", "embed_norm"}
 
 
 @export("ssl.FineTuned", since="0.1")
@@ -43,7 +44,8 @@ class FineTuned(nn.Module):
     """A backbone, what is kept of the projection head, and a linear classifier.
 
     Attributes:
-        backbone: module taking (images, train) to features [batch, features].
+        backbone: module taking (images, train), or (tokens, train), to features
+            [batch, features].
         num_classes: of the classifier.
         head: widths of the head's layers that are kept, its first ones; none for version
             1, one in version 2.
@@ -58,7 +60,11 @@ class FineTuned(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool
+        self,
+        images: Float[Array, "batch height width channels"]
+        | Int[Array, "batch length"],
+        *,
+        train: bool,
     ) -> Float[Array, "batch classes"]:
         """Returns logits."""
         x = self.backbone(images, train=train)
@@ -93,9 +99,9 @@ def fine_tune(
     def loss(
         params: Params, model_state: ModelState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[ModelState, Metrics]]:
-        del key  # the view is drawn before
+        rngs = {"dropout": key}  # the view is drawn before
         logits, model_state = apply_module(
-            model, params, model_state, batch["view"], train=True
+            model, params, model_state, batch["view"], train=True, rngs=rngs
         )
         logits, labels = logits.astype(jnp.float32), batch["label"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -208,9 +214,9 @@ def layerwise_decay(
 
 @export("ssl.transformer_depth", since="0.1")
 def transformer_depth(num_blocks: int) -> Callable[[Path], int]:
-    """The depths of `jaxml.nn.VisionTransformer`, for `layerwise_decay`.
+    """The depths of `nn.VisionTransformer` and `BertEncoder`, for `layerwise_decay`.
 
-    What embeds patches is 0, block i is i + 1, and all behind the blocks num_blocks + 1.
+    What embeds patches or tokens is 0, block i is i + 1, and all behind the blocks num_blocks + 1.
 
     Raises:
         ValueError: if there is no block; when asked for a block there is none of.
@@ -228,7 +234,7 @@ def transformer_depth(num_blocks: int) -> Callable[[Path], int]:
             if int(found[1]) >= num_blocks:
                 raise ValueError(f"there must be {num_blocks} blocks, got {joined}")
             return int(found[1]) + 1
-        is_stem = not {"patch_embed", "class", "position"}.isdisjoint(path)
+        is_stem = not STEM.isdisjoint(path)
         return 0 if is_stem else num_blocks + 1
 
     return depth

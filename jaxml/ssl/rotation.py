@@ -70,8 +70,8 @@ def rotation(model: Rotation) -> Method:
     """The rotation method; a batch holds one augmented image, `view`.
 
     `predict` returns the features [batch, features] of `image`. Metrics: the loss, which
-    is ln 4 for uniform answers (`loss_at_chance`); the share of turns that are told right (`accuracy`); and
-    `feature_std` of the features (near 1 healthy, 0 collapsed).
+    is ln 4 for uniform answers (`loss_at_chance`); the share of turns that are told right
+    (`accuracy`); and `feature_std` of the features (near 1 healthy, 0 collapsed).
     """
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:

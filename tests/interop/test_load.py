@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxml import interop
 from jaxml.interop import vit_config
 from jaxml.nn import ConvNet, ResNet, VisionTransformer
+from jaxml.ssl import BERT, MAE, BEiT, BertEncoder
 
 VIT = {"image_size": (8, 12), "patch_size": 4, "width": 12, "depth": 2, "heads": 3}
 DINOV2 = {"layer_scale": 0.5, "mlp": "swiglu", "mlp_ratio": 24 / 12}
@@ -57,6 +59,91 @@ def test_there_and_back(name, channels, rng, tmp_path):
     assert again == module
     assert report.exact
     chex.assert_trees_all_equal(loaded, variables)
+
+
+BEIT = {"position": "none", "relative_position": "shared", "layer_scale": 0.1}
+TEXT = BertEncoder(11, 12, 2, 3, 20, 7, dropout=0.2)
+DECODER = {"decoder_width": 8, "decoder_depth": 2, "decoder_heads": 2}
+PRETRAINED = {
+    "mae": MAE(VisionTransformer(**VIT, **HF, position="sincos"), **DECODER),
+    "beit": BEiT(VisionTransformer(**VIT, **HF, **BEIT, pool="mean"), 5),
+    "bert": BERT(TEXT, next_sentence=True),
+    "bert for words": BERT(TEXT),
+    "bert's encoder": TEXT,
+    "beit's encoder": VisionTransformer(
+        **VIT,
+        **HF,
+        **BEIT | {"relative_position": "each"},
+        pool="mean",
+        pool_norm=True,
+        num_classes=3,
+    ),
+    "mae's encoder": VisionTransformer(**VIT, **HF, position="sincos"),
+}
+
+
+def pretrained_variables(rng, module):
+    if "ert" in type(module).__name__ or isinstance(module, BERT):
+        inputs = [jnp.ones((1, 4), int)]
+    else:
+        inputs = [jnp.ones((1, 8, 12, 3))]
+        if isinstance(module, MAE | BEiT):
+            kind = bool if isinstance(module, BEiT) else float
+            inputs.append(jnp.ones((1, 6), kind))
+    like = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, train=False))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), like)
+
+
+@pytest.mark.parametrize("name", list(PRETRAINED))
+def test_pretrained_modules_there_and_back(name, rng, tmp_path):
+    """With all that they were pretrained with, and the encoder of it alone."""
+    module = PRETRAINED[name]
+    variables = pretrained_variables(rng, module)
+    interop.save(tmp_path, module, variables, style="hf")
+    again, loaded, report = interop.load(tmp_path)
+    assert again == module
+    assert report.exact
+    for path, x in flatten_dict(variables, sep="/").items():
+        expected = np.array(x)
+        if "beit" in name and path.endswith("qkv/bias"):
+            expected[12:24] = 0  # keys have none there, and need none
+        np.testing.assert_array_equal(flatten_dict(loaded, sep="/")[path], expected)
+
+
+def test_options_go_to_the_encoder_where_they_are_its(rng, tmp_path):
+    module = PRETRAINED["mae"]
+    interop.save(tmp_path, module, pretrained_variables(rng, module), style="hf")
+    again, *_ = interop.load(tmp_path, mask_ratio=0.5, drop_path=0.2, axis_name="data")
+    encoder = module.encoder.clone(drop_path=0.2, axis_name="data")
+    assert again == module.clone(mask_ratio=0.5, encoder=encoder)
+    with pytest.raises(TypeError, match=r"no such option of MAE.*colour"):
+        interop.load(tmp_path, colour="red")
+
+
+def test_positions_that_are_not_learned_must_be_the_same(rng, tmp_path):
+    module = PRETRAINED["mae"]
+    interop.save(tmp_path, module, pretrained_variables(rng, module), style="hf")
+    state = interop.read_safetensors(tmp_path)
+    state["decoder.decoder_pos_embed"][0, 3, 2] += 0.01
+    interop.write_safetensors(tmp_path / "model.safetensors", state)
+    with pytest.raises(
+        interop.ConversionError, match="decoder_pos_embed: it must be the constant"
+    ):
+        interop.load(tmp_path)
+    del state["decoder.decoder_pos_embed"], state["decoder.decoder_norm.weight"]
+    state["decoder.another.weight"] = np.zeros(3, np.float32)
+    interop.write_safetensors(tmp_path / "model.safetensors", state)
+    with pytest.raises(interop.ConversionError) as error:
+        interop.load(tmp_path)
+    told = str(error.value)
+    assert "params/norm/scale: there is no decoder.decoder_norm.weight" in told
+    assert "decoder.another.weight" in told
+
+
+def test_bert_has_no_style_but_one(rng, tmp_path):
+    variables = pretrained_variables(rng, TEXT)
+    with pytest.raises(interop.ConversionError, match="style must be hf, got timm"):
+        interop.save(tmp_path, TEXT, variables, style="timm")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +240,7 @@ def edit(folder, **changes):
                 "architecture": "vit_base_patch16_224",
                 "global_pool": "avg",
             },
-            "fc_norm must be false",
+            "must hold a VisionTransformer",
         ),
         (
             {
@@ -206,7 +293,11 @@ def test_weights_of_something_else(folder):
     "module, style, message",
     [
         (VisionTransformer(**VIT, pool="mean"), "hf", "pool must be class, got mean"),
-        (VisionTransformer(**VIT, position="sincos"), "hf", "position must be learned"),
+        (
+            VisionTransformer(**VIT, position="sincos"),
+            "timm",
+            "position must be learned",
+        ),
         (VisionTransformer(**VIT, registers=1), "hf", "layer_scale must not be None"),
         (VisionTransformer(**VIT, registers=1), "timm", "class_position must be false"),
         (VisionTransformer(**VIT, epsilon=1e-5), "timm", "epsilon must be 1e-06"),
@@ -280,7 +371,7 @@ def test_offline_for_real(monkeypatch, tmp_path):
 def test_ratios_survive_rounding():
     for width in range(1, 60):
         for hidden in range(1, 4 * width):
-            assert int(vit_config._ratio(hidden, width) * width) == hidden
+            assert int(vit_config.ratio_of(hidden, width) * width) == hidden
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxml.nn.positions import resize_positions, sincos_positions
+from jaxml.nn.positions import relative_positions, resize_positions, sincos_positions
 
 
 def numpy_sincos(height, width, features):
@@ -94,3 +94,14 @@ def test_plain_resampling_repeats_the_edges(rng, new):
     actual = resize_positions(positions, (3, 4), new, antialias=False)
     chex.assert_trees_all_equal(actual[:1], positions[:1])
     chex.assert_trees_all_close(actual[1:], expected.reshape(-1, 2), atol=1e-5)
+
+
+def test_relative_positions_without_a_class_token_are_distances():
+    places = relative_positions(2, 3, class_token=False)
+    pairs = {}
+    for q in range(6):
+        for k in range(6):
+            distance = (q // 3 - k // 3, q % 3 - k % 3)
+            pairs.setdefault(distance, set()).add(int(places[q, k]))
+    assert all(len(rows) == 1 for rows in pairs.values())
+    assert sorted(row for rows in pairs.values() for row in rows) == list(range(15))

@@ -21,6 +21,7 @@ from jaxml.nn.vit import (
     vit_small,
     vit_tiny,
 )
+from jaxml.ops.patches import patchify
 from jaxml.parallel.mesh import data_mesh
 from tests.nn.test_positions import numpy_sincos
 
@@ -266,7 +267,11 @@ def test_half_precision_is_close(rng, dtype):
         ({"class_token": False}, "no class token"),
         ({"class_token": False, "pool": "both"}, "no class token"),
         ({"mlp": "relu"}, "kind must be gelu or swiglu"),
-        ({"position": "rotary"}, "position must be learned or sincos"),
+        ({"position": "rotary"}, "position must be learned, sincos or none"),
+        ({"relative_position": "some"}, "relative_position must be shared or each"),
+        ({"relative_position": "each", "any_size": True}, "must be of one size"),
+        ({"relative_position": "shared", "registers": 1}, "and 1 registers"),
+        ({"pool": "both", "pool_norm": True}, "must be class or mean with pool_norm"),
         ({"image_size": 8}, "images must be 8 x 8 pixels"),
     ],
 )
@@ -394,7 +399,7 @@ def test_attention_maps_are_softmax_weights(rng, scan):
     p = unstack_blocks(params) if scan else params
     bound = tiny().bind({"params": p})
     first = jnp.broadcast_to(p["class"], (2, 1, 12))
-    x = jnp.concatenate([first, bound.patch_embed(bound._patches(images))], axis=1)
+    x = jnp.concatenate([first, bound.patch_embed(patchify(images, 2))], axis=1)
     x = np.asarray(x + p["position"][None], np.float64)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     block = jax.tree.map(np.asarray, p["blocks_0"])
@@ -415,3 +420,83 @@ def test_stacking_tells_what_it_wants(rng):
         stack_blocks({"norm": {}})
     with pytest.raises(ValueError, match="params must have blocks, got norm"):
         unstack_blocks({"norm": {}})
+
+
+@pytest.mark.parametrize("kind", ["shared", "each"])
+def test_relative_positions_bias_attention(rng, kind):
+    """By loops over distances in every block, and alike when blocks are scanned."""
+    images = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
+    seen = []
+
+    def watched(q, k, v, bias):
+        seen.append(bias)
+        return v
+
+    module = tiny(position="none", relative_position=kind, attention=watched)
+    variables = random_variables(
+        rng, tiny(position="none", relative_position=kind), images
+    )
+    table = np.asarray(variables["params"]["relative"])
+    assert table.shape == (1 if kind == "shared" else 2, 5 * 7 + 3, 3)
+    assert "position" not in variables["params"]
+    module.apply(variables, images, train=False)
+    for block, bias in enumerate(seen):
+        own = table[0 if kind == "shared" else block]
+        for q in range(13):
+            for k in range(13):
+                if q and k:
+                    (y1, x1), (y2, x2) = (divmod(n - 1, 4) for n in (q, k))
+                    row = (y1 - y2 + 2) * 7 + x1 - x2 + 3
+                else:
+                    row = 35 + (2 if q == k else 1 if q else 0)
+                chex.assert_trees_all_equal(bias[0, :, q, k], own[row])
+    assert len(seen) == 2
+    options = {"position": "none", "relative_position": kind}
+    plain = jax.jit(lambda v: tiny(**options).apply(v, images, train=False))(variables)
+    stacked = {"params": stack_blocks(variables["params"])}
+    scanned = tiny(**options, scan=True, remat=True)
+    again = jax.jit(lambda v: scanned.apply(v, images, train=False))(stacked)
+    chex.assert_trees_all_close(again, plain, rtol=1e-4, atol=1e-5)
+    flat = {"params": {**variables["params"], "relative": 0 * table}}
+    assert np.abs(tiny(**options).apply(flat, images, train=False) - plain).max() > 0.01
+
+
+def test_a_mask_token_gets_positions_and_kept_patches_their_own(rng):
+    images = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
+    module = tiny(registers=1, depth=1)
+    variables = random_variables(rng, module, images)
+    token = jnp.asarray(rng.normal(size=12), jnp.float32)
+    hidden = jnp.asarray(rng.uniform(size=(2, 12)) < 0.5)
+
+    def run(images, **options):
+        return module.apply(variables, images, train=False, method="tokens", **options)
+
+    where = np.repeat(np.repeat(np.reshape(hidden, (2, 3, 4)), 2, 1), 2, 2)[..., None]
+    covered = run(images, hidden=hidden, mask_token=token)
+    other = np.where(where, 7.0, images).astype(np.float32)
+    chex.assert_trees_all_equal(run(other, hidden=hidden, mask_token=token), covered)
+    rows = np.asarray(covered)[0, 2:][np.asarray(hidden[0])]
+    assert np.abs(rows[1:] - rows[:1]).max() > 1e-3
+    every = run(images)
+    order = np.stack([rng.permutation(12) for _ in range(2)])
+    shuffled = run(images, keep=jnp.asarray(order))
+    patches = np.stack([np.asarray(every)[b, 2:][order[b]] for b in range(2)])
+    chex.assert_trees_all_close(shuffled[:, 2:], patches, rtol=1e-4, atol=1e-5)
+    assert run(images, keep=jnp.asarray(order[:, :5])).shape == (2, 2 + 5, 12)
+    with pytest.raises(ValueError, match="keep must be None where positions are"):
+        tiny(relative_position="shared").init(
+            jax.random.key(0), images, train=False, keep=order, method="tokens"
+        )
+
+
+def test_the_norm_can_stand_behind_the_pool(rng):
+    images = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
+    module = tiny(pool="mean", pool_norm=True, depth=1)
+    variables = random_variables(rng, module, images)
+    y = module.apply(variables, images, train=False)
+    x = module.apply(variables, images, train=False, method="tokens")
+    x = np.asarray(x[:, 1:], np.float64).mean(1)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    norm = variables["params"]["norm"]
+    expected = x * np.asarray(norm["scale"]) + np.asarray(norm["bias"])
+    chex.assert_trees_all_close(y, expected, rtol=1e-4, atol=1e-4)

@@ -19,6 +19,7 @@ from jaxml.ops.views import (
     dino_view1,
     dino_view2,
     dino_views,
+    mae_view,
     moco_v2_view,
     multi_crop,
     simclr_cifar_view,
@@ -266,3 +267,17 @@ def test_digit_view_moves_and_changes_a_digit():
     )
     same = jax.jit(quiet)(keys[0], digit)
     chex.assert_trees_all_close(same, digit, atol=1e-6)
+
+
+def test_mae_crops_and_flips_alone(rng):
+    """The whole image as it is, or its mirror image; smaller crops of the size asked."""
+    image = np.float32(rng.uniform(size=(6, 8, 3)))
+    whole = partial(mae_view, size=(6, 8), area=(1, 1))
+    views = jax.vmap(whole, (0, None))(jax.random.split(jax.random.key(0), 8), image)
+    same = np.abs(views - image).max(axis=(1, 2, 3)) < 1e-5
+    turned = np.abs(views - image[:, ::-1]).max(axis=(1, 2, 3)) < 1e-5
+    assert (same ^ turned).all()
+    assert 0 < same.sum() < 8
+    crop = mae_view(jax.random.key(1), image, size=5)
+    assert crop.shape == (5, 5, 3)
+    assert 0 <= crop.min() < crop.max() <= 1

@@ -88,6 +88,9 @@ TIMM = {
         init_values=0.3,
         **VIT,
     ),
+    "norm_behind": lambda: timm.create_model(
+        "vit_base_patch16_224", num_classes=5, global_pool="avg", **VIT
+    ),
     "dinov2": lambda: timm.create_model(
         "vit_small_patch14_dinov2", num_classes=5, **VIT | {"img_size": 28}
     ),

@@ -89,10 +89,10 @@ def check_all_moved(before: TrainState, after: TrainState) -> None:
 
 def check_bfloat16(method: Method, batch: Batch, rtol: float = 0.05) -> None:
     """Asserts that a step in bfloat16 has about the loss of one in float32."""
-    params, state = method.init(jax.random.key(0), batch)
+    params, state = jax.jit(method.init)(jax.random.key(0), batch)
     key, half = jax.random.key(1), mixed_precision(method, policy("mixed_bfloat16"))
-    wide, _ = method.loss(params, state, batch, key)
-    loss = jax.value_and_grad(half.loss, has_aux=True)
+    wide, _ = jax.jit(method.loss)(params, state, batch, key)
+    loss = jax.jit(jax.value_and_grad(half.loss, has_aux=True))
     (value, (_, metrics)), grads = loss(params, state, batch, key)
     chex.assert_tree_all_finite((grads, metrics))
     chex.assert_trees_all_close(value, wide, rtol=rtol)
