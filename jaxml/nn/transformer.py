@@ -4,8 +4,8 @@
     post:  x <- norm(x + attention(x)),    x <- norm(x + mlp(x))
 
 and, with layer scale, gamma * (attention or mlp) in the place of either, one small factor
-per channel. Post-norm is the original. Pre-norm leaves the stream itself untouched, so that gradients
-pass from the last layer to the first; it trains without warm-up.
+per channel. Post-norm is the original. Pre-norm leaves the stream itself untouched, so that
+gradients pass from the last layer to the first; it trains without warm-up.
 
 The trap is the end of a pre-norm stack: its stream is not normalised, and wants a last
 norm of its own before anything reads it.
