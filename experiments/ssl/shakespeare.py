@@ -1,8 +1,9 @@
 """Speeches of plays as tokens: what the experiments with text read.
 
 `tinyshakespeare` is the folder of that name in the data folder, with its `input.txt`;
-`generated` needs nothing: speakers who each have words that they like. Every tenth speech
-is for test, and is seen in no training, with labels or without.
+`generated` needs nothing: speakers who each have words that they like, and who do not
+listen to one another. Of every five hundred speeches the first fifty, in a row, are for
+test, and are seen in no training, with labels or without.
 
 A word is a token if it is among the most frequent of the training speeches, and otherwise
 spelled, letter by letter; a mark of punctuation is a word. Tokens 0 to 4 are padding, the
@@ -70,8 +71,9 @@ def load(config: Any) -> Plays:
         speeches = generated(config.seed)
     else:
         speeches = parsed(_file(config).read_text("utf-8"))
-    rest = [s for i, s in enumerate(speeches) if i % 10]
-    return Plays(rest, speeches[::10])
+    is_test = [i // 50 % 10 == 0 for i in range(len(speeches))]  # so that one follows
+    rows = list(zip(speeches, is_test, strict=True))
+    return Plays([s for s, test in rows if not test], [s for s, test in rows if test])
 
 
 def _file(config: Any) -> Path:
