@@ -1,8 +1,9 @@
 """Speeches of plays as tokens: what the experiments with text read.
 
 `tinyshakespeare` is the folder of that name in the data folder, with its `input.txt`;
-`generated` needs nothing: speakers who each have words that they like. Every tenth speech
-is for test, and is seen in no training, with labels or without.
+`generated` needs nothing: speakers who each have words that they like, and who do not
+listen to one another. Of every fifty speeches the first ten, in a row, are for test, and
+are seen in no training, with labels or without.
 
 A word is a token if it is among the most frequent of the training speeches, and otherwise
 spelled, letter by letter; a mark of punctuation is a word. Tokens 0 to 4 are padding, the
@@ -24,10 +25,11 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*|[^a-z\s]")
 
 
 class Speech(NamedTuple):
-    """Who says what."""
+    """Who says what, and the number of the speech."""
 
     speaker: str
     text: str
+    place: int
 
 
 class Plays(NamedTuple):
@@ -70,8 +72,10 @@ def load(config: Any) -> Plays:
         speeches = generated(config.seed)
     else:
         speeches = parsed(_file(config).read_text("utf-8"))
-    rest = [s for i, s in enumerate(speeches) if i % 10]
-    return Plays(rest, speeches[::10])
+    parts: tuple[list[Speech], list[Speech]] = ([], [])
+    for speech in speeches:
+        parts[speech.place // 10 % 5 == 0].append(speech)
+    return Plays(*parts)
 
 
 def _file(config: Any) -> Path:
@@ -88,7 +92,8 @@ def _file(config: Any) -> Path:
 def parsed(text: str) -> list[Speech]:
     """Speeches of a play: a line "NAME:", what is said, an empty line."""
     blocks = (block.partition(":\n") for block in text.split("\n\n"))
-    return [Speech(name.strip(), said.strip()) for name, _, said in blocks if said]
+    said = [(name.strip(), words.strip()) for name, _, words in blocks if words]
+    return [Speech(*who_what, place) for place, who_what in enumerate(said)]
 
 
 def generated(seed: int, count: int = 2000) -> list[Speech]:
@@ -106,14 +111,14 @@ def generated(seed: int, count: int = 2000) -> list[Speech]:
     verbs = ("loves", "fears", "seeks", "mocks", "hides", "keeps")
     things = ("the crown", "a song", "the sea", "gold", "the night", "a dream")
     speeches = []
-    for _ in range(count):
+    for place in range(count):
         who = int(rng.integers(len(names)))
         said = []
         for _ in range(int(rng.integers(1, 4))):
             # Each likes some words more, in all three places.
             draw = [int(rng.integers(6)) if rng.uniform() < 0.6 else who for _ in "svo"]
             said.append(f"{subjects[draw[0]]} {verbs[draw[1]]} {things[draw[2]]}.")
-        speeches.append(Speech(names[who], " ".join(said)))
+        speeches.append(Speech(names[who], " ".join(said), place))
     return speeches
 
 
@@ -149,23 +154,20 @@ def pairs(
     """
     rng = np.random.default_rng(seed)
     coded = [vocabulary.encode(speech.text) for speech in speeches]
-    count = len(speeches) - 1
-    arrays = {
-        n: np.zeros((count, length), np.int32) for n in ("tokens", "types", "words")
-    }
-    other = rng.integers(len(speeches), size=count)
-    random = np.arange(count) % 2
-    other = np.where((random == 1) & (other != np.arange(count) + 1), other, -1)
-    half = (length - 3) // 2
-    for i in range(count):
-        second = i + 1 if other[i] < 0 else other[i]
+    places = np.array([speech.place for speech in speeches])
+    firsts = np.flatnonzero(np.diff(places) == 1)  # whose next one is here
+    drawn = rng.integers(len(speeches), size=len(firsts))
+    seconds = np.where(np.arange(len(firsts)) % 2, drawn, firsts + 1)
+    names, half = ("tokens", "types", "words"), (length - 3) // 2
+    arrays = {name: np.zeros((len(firsts), length), np.int32) for name in names}
+    for i, pair in enumerate(zip(firsts, seconds, strict=True)):
         tokens, types, words = [FIRST], [0], [0]
-        for number, which in enumerate((i, second)):
+        for number, which in enumerate(pair):
             part, own = (x[:half] for x in coded[which])
             tokens += [*part, END]
             types += [number] * (len(part) + 1)
             words += [w + words[-1] + 1 for w in own]
             words.append(words[-1] + 1)
-        for name, row in zip(arrays, (tokens, types, words), strict=True):
+        for name, row in zip(names, (tokens, types, words), strict=True):
             arrays[name][i, : len(row)] = row
-    return {**arrays, "random_next": np.int32(other >= 0)}
+    return {**arrays, "random_next": np.int32(seconds != firsts + 1)}

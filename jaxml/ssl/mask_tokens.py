@@ -124,6 +124,7 @@ def _whole_words(
         return total + fits * size[word], fits
 
     order = jnp.argsort(noise)
-    # Zero, but made of the noise: inside `shard_map` it varies as what follows does.
-    _, fits = lax.scan(take, 0 * noise[0], order)
+    # Zero, but made of all: inside `shard_map` it varies over devices as they do.
+    start = 0 * (noise[0] + size[0] + count)
+    _, fits = lax.scan(take, start, order)
     return may & jnp.zeros(len(words), bool).at[order].set(fits)[words]
