@@ -28,11 +28,11 @@ def tensors(*arrays):
 
 
 class Flat(nn.Module):
-    """The features are the input."""
+    """The features are the pixels."""
 
     @nn.compact
     def __call__(self, images, *, train):
-        return images
+        return images.reshape(len(images), -1)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
@@ -137,7 +137,7 @@ def test_projector_and_predictor(rng, name):
     else:
         model = SimSiam(backbone, dim=7, bottleneck=3)
         sizes = (8, 7, 7), (7, 3, 7)
-    images = np.float32(rng.normal(size=(9, 8)))
+    images = np.float32(rng.normal(size=(9, 2, 2, 2)))
     params = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
     params = jax.tree.map(lambda p: p + 0.1, params["params"])
     stats = jax.tree.map(np.asarray, model.init(jax.random.key(0), images, train=True))
@@ -145,7 +145,7 @@ def test_projector_and_predictor(rng, name):
     (_, z, p), _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
     projector = getattr(modules, f"{name}ProjectionHead")(*sizes[0])
     predictor = getattr(modules, f"{name}PredictionHead")(*sizes[1])
-    theirs = copied(projector, params["projector"])(torch.from_numpy(images))
+    theirs = copied(projector, params["projector"])(torch.from_numpy(images).flatten(1))
     np.testing.assert_allclose(z, theirs.detach(), rtol=1e-4, atol=1e-5)
     theirs = copied(predictor, params["predictor"])(theirs)
     np.testing.assert_allclose(p, theirs.detach(), rtol=1e-4, atol=1e-5)
