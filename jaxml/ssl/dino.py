@@ -291,7 +291,8 @@ def _check(model: DINO, centre_momentum: float, freeze_steps: int) -> None:
 def _silent(backbone: nn.Module) -> nn.Module:
     """The backbone without dropout and drop path, which are no part of the teacher."""
     fields = {field.name for field in dataclasses.fields(backbone)}
-    return backbone.clone(**dict.fromkeys(fields & {"dropout", "drop_path"}, 0.0))
+    rates: dict[str, Any] = dict.fromkeys(fields & {"dropout", "drop_path"}, 0.0)
+    return backbone.clone(**rates)
 
 
 def _at(value: optax.ScalarOrSchedule, step: Int[Array, ""]) -> Any:

@@ -87,9 +87,8 @@ def mask_tokens(
     special = jnp.asarray(tuple(special_ids), tokens.dtype)
     most = max(1, round(rate * tokens.shape[1]))
 
-    def one(
-        key: PRNGKeyArray, tokens: jax.Array, words: jax.Array | None
-    ) -> MaskedTokens:
+    def one(key: PRNGKeyArray, tokens: Array, words: Array | None) -> MaskedTokens:
+        tokens = jnp.asarray(tokens)
         choice_key, fate_key, token_key = jax.random.split(key, 3)
         may = ~jnp.isin(tokens, special)
         count = jnp.sum(may)
@@ -107,7 +106,7 @@ def mask_tokens(
         seen = jnp.where(chosen, seen, labels).astype(tokens.dtype)
         return MaskedTokens(tokens.at[places].set(seen), places, labels, chosen)
 
-    return jax.vmap(one)(keys, jnp.asarray(tokens), words)
+    return jax.vmap(one)(jnp.asarray(keys), tokens, words)
 
 
 def _whole_words(

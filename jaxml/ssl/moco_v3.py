@@ -23,6 +23,7 @@ section 4.2; heads of section 5).
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -117,10 +118,11 @@ class MoCoV3(nn.Module):
     axis_name: str | None = None
 
     def setup(self) -> None:
-        plain = {"last_scale": False, "last_bias": False, "axis_name": self.axis_name}
-        self.projector = Mlp(self.projector_widths, normalize_last=True, **plain)
-        normalize = self.normalize_prediction
-        self.predictor = Mlp(self.predictor_widths, normalize_last=normalize, **plain)
+        head = partial(Mlp, last_scale=False, last_bias=False, axis_name=self.axis_name)
+        self.projector = head(self.projector_widths, normalize_last=True)
+        self.predictor = head(
+            self.predictor_widths, normalize_last=self.normalize_prediction
+        )
 
     def project(
         self, images: Float[Array, "batch *image"], *, train: bool
