@@ -7,6 +7,19 @@
 Two views, lightness and colours of CIE Lab, and a small encoder for each; gray pictures
 are split into their halves. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 156 --widths 24 48 96` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU cores, 14
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   30.9    26.6
+    trained     29.7    19.8
+
+After two epochs the two encoders do not agree yet (`fit` says so: "unrelated
+positives", the loss is that of chance), and the features are worse than before
+training.
 """
 
 from collections.abc import Mapping
