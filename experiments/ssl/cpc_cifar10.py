@@ -7,6 +7,18 @@
 Patches of 8 pixels, half overlapping, on a grid of 7 x 7, as many as the papers cut from
 ImageNet. The default is version 2, the last line version 1. The protocol stands in
 `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--num-steps 156 --widths 32 64 128` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, half an epoch; JAX 0.10.2, two shared CPU cores, 20
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   28.5    24.1
+    trained     27.0    24.1
+
+Half an epoch: the loss has fallen from 7.01, which is chance, to 6.90, the features all point
+nearly one way (`fit` says so: "complete collapse"), and tell no more than before training.
 """
 
 from collections.abc import Mapping
