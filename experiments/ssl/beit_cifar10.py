@@ -130,7 +130,8 @@ def run_one(config: Config) -> protocol.Results:
         draw_one = partial(blockwise_masking, **options)
         hidden = jax.vmap(jax.vmap(draw_one))(keys).reshape(-1, 3, *grid, 1)
         hole = jnp.repeat(jnp.repeat(hidden, side, axis=2), side, axis=3)
-        sheet = np.concatenate([truth[:, None], cover(truth[:, None], hole)], axis=1)
+        covered = cover(np.repeat(truth[:, None], 3, axis=1), hole)
+        sheet = np.concatenate([truth[:, None], covered], axis=1)
         draw.save_image_sheet(
             out / "masks.png", sheet.reshape(-1, *truth.shape[1:]), columns=4
         )
