@@ -10,7 +10,7 @@ the network colours them, and in truth. The protocol stands in `experiments/ssl/
 
 Measured with the second command and `--num-steps 156 --widths 32 64 128 --up-width 64`
 on 10,000 + 2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU
-cores, 10 minutes), accuracy on the test split in percent:
+cores, 8 minutes), accuracy on the test split in percent:
 
                  kNN    linear probe, 10 labels per class
     pixels      25.9    26.7

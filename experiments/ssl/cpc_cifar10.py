@@ -9,7 +9,7 @@ ImageNet. The default is version 2, the last line version 1. The protocol stands
 `experiments/ssl/protocol.py`.
 
 Measured with the second command and `--num-steps 156 --widths 32 64 128` on 10,000 +
-2,000 pictures of CIFAR-10 (seed 0, half an epoch; JAX 0.10.2, two shared CPU cores, 20
+2,000 pictures of CIFAR-10 (seed 0, half an epoch; JAX 0.10.2, two shared CPU cores, 24
 minutes), accuracy on the test split in percent:
 
                  kNN    linear probe, 10 labels per class
