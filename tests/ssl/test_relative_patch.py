@@ -258,7 +258,7 @@ def test_many_devices_take_the_same_steps_as_one(rng):
         backbone = ConvNet((4,), axis_name=axis_name)
         return relative_patch(RelativePatch(backbone, (6,), axis_name=axis_name))
 
-    check_devices(build, make_batch(rng, 16), 8)
+    check_devices(build, make_batch(rng, 16), 8, atol=1e-4)
 
 
 def test_views_run_in_bfloat16():
