@@ -6,6 +6,18 @@
 
 The views of small pictures, without blur; as in the paper the second one is solarized at
 times. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--widths 32 64 128 --num-steps 234` on 10,000 +
+2,000 pictures of CIFAR-10 (seed 0, three epochs; JAX 0.10.2, two shared CPU cores, 7
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   33.9    27.1
+    trained     32.1    22.3
+
+Three epochs are too few for BYOL, as they are for SimSiam: the features tell less than
+before training.
 """
 
 from collections.abc import Mapping

@@ -7,6 +7,19 @@
 Two large crops and several small ones of each picture, without blur, for a small vision
 transformer (or ResNet-18). `attention.png` shows what each head of the transformer's
 last block looks at. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--width 96 --depth 4 --heads 3 --num-steps 312` on
+10,000 + 2,000 pictures of CIFAR-10 (seed 0, two epochs; JAX 0.10.2, two shared CPU
+cores, 19 minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   27.8    23.9
+    trained     27.8    22.5
+
+Two epochs are too few for DINO: teacher and student still give all outputs alike (`fit`
+says so: "uniform output", the loss is that of chance), and the features tell what they
+did before training.
 """
 
 from collections.abc import Mapping
