@@ -10,7 +10,6 @@ from jax import lax
 from jaxml.export import export, export_constant
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
 from jaxml.ops.augment import to_float
-from jaxml.ops.views import Views
 from jaxml.parallel.collectives import in_micro_batch, micro_batch, sample_keys
 from jaxml.typing import Array, Float, PRNGKeyArray
 
@@ -18,7 +17,7 @@ from jaxml.typing import Array, Float, PRNGKeyArray
 @export("compose.augmented", since="0.1")
 def augmented(
     method: Method,
-    views: Views,
+    views: Callable[..., dict[str, Array]],
     axis_name: str | None = None,
     *,
     inputs: Sequence[str] = ("image",),

@@ -11,6 +11,7 @@
 | `sincos_positions`, `resize_positions` | where a patch lies, on any grid |
 | `BatchNorm` | batch norm of the global batch, in groups if asked |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
+| `Deconv`, `bilinear_init`, `bilinear_upsample` | transposed convolutions |
 | `Dropout` | per entry or per sample, the same on any number of devices |
 | `init_module`, `apply_module` | a linen module as pure functions |
 """
@@ -19,6 +20,9 @@ from jaxml.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jaxml.nn.conv import Conv as Conv
 from jaxml.nn.conv import convolve as convolve
 from jaxml.nn.convnet import ConvNet as ConvNet
+from jaxml.nn.deconv import Deconv as Deconv
+from jaxml.nn.deconv import bilinear_init as bilinear_init
+from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
 from jaxml.nn.dense import Dense as Dense
 from jaxml.nn.dropout import Dropout as Dropout
 from jaxml.nn.functional import apply_module as apply_module

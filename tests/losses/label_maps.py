@@ -64,8 +64,8 @@ def check_padding(loss, logits, labels):
 
 def check_half_precision(loss, logits, labels):
     """bfloat16 logits are measured in float32."""
-    half = jnp.asarray(logits, jnp.bfloat16)
+    loss, half = jax.jit(loss), jnp.asarray(logits, jnp.bfloat16)
     value = loss(half, labels)
     assert value.dtype == jnp.float32
     chex.assert_trees_all_equal(value, loss(half.astype(jnp.float32), labels))
-    assert jax.grad(loss)(half, labels).dtype == jnp.bfloat16
+    assert jax.eval_shape(jax.grad(loss), half, labels).dtype == jnp.bfloat16

@@ -16,6 +16,9 @@ from tests.losses.label_maps import (
 )
 from tests.numerical import close, gradients
 
+softmax_loss = jax.jit(lovasz_softmax)
+hinge_loss = jax.jit(lovasz_hinge)
+
 
 def jaccard_loss(wrong, own):
     """1 - |own minus wrong| / |own or wrong|, equation 6 of the paper."""
@@ -112,7 +115,7 @@ def test_at_hard_answers_it_is_the_jaccard_loss():
     for wrong in itertools.product([0, 1], repeat=5):
         guess = np.where(wrong, 1 - labels, labels)
         logits = 80.0 * jax.nn.one_hot(guess, 2)[None]
-        loss = lovasz_softmax(logits, jnp.array(labels)[None])
+        loss = softmax_loss(logits, jnp.array(labels)[None])
         rest = jaccard_loss({i for i in range(5) if wrong[i]}, {2, 3})
         close(loss, (jaccard_loss({i for i in range(5) if wrong[i]}, own) + rest) / 2)
 
@@ -121,8 +124,8 @@ def test_the_order_of_pixels_does_not_matter(rng):
     logits, labels, _ = case(rng, batch=2, space=(9,))
     order = rng.permutation(9)
     close(
-        lovasz_softmax(np.float32(logits[:, order]), labels[:, order]),
-        lovasz_softmax(np.float32(logits), labels),
+        softmax_loss(np.float32(logits[:, order]), labels[:, order]),
+        softmax_loss(np.float32(logits), labels),
     )
 
 
@@ -131,7 +134,7 @@ def test_steps_of_large_images_keep_their_digits(rng):
     n = 100_000
     own = rng.random(n) < 0.3
     logits = np.float32(rng.normal(size=n))
-    grads = jax.grad(lovasz_hinge)(logits[None], jnp.asarray(own)[None].astype(int))
+    grads = jax.jit(jax.grad(lovasz_hinge))(logits[None], jnp.asarray(own)[None].astype(int))
     errors = 1 - np.where(own, 1, -1) * logits.astype(np.float64)
     order = np.argsort(-errors, kind="stable")
     hits = np.cumsum(own[order])
@@ -161,8 +164,8 @@ def test_what_does_not_count_changes_nothing(rng):
 def test_a_label_that_is_no_class_is_seen(rng):
     logits, labels, _ = case(rng)
     labels[0, 0, 0] = 4
-    assert jnp.isnan(lovasz_softmax(np.float32(logits), labels))
-    assert jnp.isnan(lovasz_hinge(np.float32(logits[..., 0]), labels))
+    assert jnp.isnan(softmax_loss(np.float32(logits), labels))
+    assert jnp.isnan(hinge_loss(np.float32(logits[..., 0]), labels))
 
 
 def test_half_precision_is_measured_in_float32(rng):
