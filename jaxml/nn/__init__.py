@@ -5,6 +5,7 @@
 | `Mlp` | projection and prediction heads |
 | `ConvNet` | a small encoder for small pictures |
 | `ResNet`, `resnet18` ... `resnet152` | residual networks, with their pyramid of stages |
+| `VGG`, `vgg11` ... `vgg19` | plain stacks of convolutions, with and without batch norm |
 | `MultiHeadAttention`, `Feedforward`, `TransformerBlock` | with any attention function |
 | `VisionTransformer`, `vit_tiny` ... `vit_huge` | transformers over patches |
 | `attention_maps`, `stack_blocks`, `unstack_blocks` | what its blocks look at; for `scan` |
@@ -40,6 +41,11 @@ from jaxml.nn.resnet import resnet101 as resnet101
 from jaxml.nn.resnet import resnet152 as resnet152
 from jaxml.nn.transformer import Feedforward as Feedforward
 from jaxml.nn.transformer import TransformerBlock as TransformerBlock
+from jaxml.nn.vgg import VGG as VGG
+from jaxml.nn.vgg import vgg11 as vgg11
+from jaxml.nn.vgg import vgg13 as vgg13
+from jaxml.nn.vgg import vgg16 as vgg16
+from jaxml.nn.vgg import vgg19 as vgg19
 from jaxml.nn.vit import VisionTransformer as VisionTransformer
 from jaxml.nn.vit import attention_maps as attention_maps
 from jaxml.nn.vit import stack_blocks as stack_blocks

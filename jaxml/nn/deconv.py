@@ -17,16 +17,18 @@ Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016,
 https://arxiv.org/abs/1603.07285 (relationships 8 to 14).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxml.export import export
-from jaxml.typing import Array, Float, PRNGKeyArray
+from jaxml.typing import Array, Float
 
 
 @export("nn.Deconv", since="0.1")
@@ -84,8 +86,8 @@ class Deconv(nn.Module):
 
 @export("nn.bilinear_init", since="0.1")
 def bilinear_init(
-    key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32
-) -> Float[Array, "rows columns in out"]:
+    key: Any, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
+) -> jax.Array:
     """A kernel that interpolates each channel and mixes none, for stride size / 2.
 
     Raises:
@@ -94,7 +96,7 @@ def bilinear_init(
     >>> bilinear_init(None, (4, 4, 1, 1))[0, :, 0, 0].tolist()
     [0.0625, 0.1875, 0.1875, 0.0625]
     """
-    del key
+    del key, out_sharding
     if shape[2] != shape[3]:
         raise ValueError(
             f"a bilinear kernel must have as many channels out as in, got {shape[2:]}"

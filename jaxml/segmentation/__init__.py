@@ -2,6 +2,7 @@
 
 | method | paper |
 |---|---|
+| `fcn` | https://arxiv.org/abs/1411.4038 |
 | `unet` | https://arxiv.org/abs/1505.04597 |
 
     batch    image [batch, height, width, channels] in [0, 1], label [batch, height, width]
@@ -17,6 +18,10 @@ from jaxml.segmentation.border_weights import border_weights as border_weights
 from jaxml.segmentation.elastic import elastic_field as elastic_field
 from jaxml.segmentation.elastic import warp_image as warp_image
 from jaxml.segmentation.elastic import warp_labels as warp_labels
+from jaxml.segmentation.fcn import FCN as FCN
+from jaxml.segmentation.fcn import DilatedFCN as DilatedFCN
+from jaxml.segmentation.fcn import fcn as fcn
+from jaxml.segmentation.fcn import fcn_from_vgg as fcn_from_vgg
 from jaxml.segmentation.per_pixel import center_crop as center_crop
 from jaxml.segmentation.tiles import predict_tiles as predict_tiles
 from jaxml.segmentation.unet import UNet as UNet
