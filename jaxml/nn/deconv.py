@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.nn.initializers import Initializer
 
@@ -69,19 +70,18 @@ class Deconv(nn.Module):
             raise ValueError(
                 f"the kernel must be as large as the stride, got {size} and {self.stride}"
             )
-        y = nn.ConvTranspose(
-            self.features,
-            (size, size),
-            (self.stride, self.stride),
-            padding="VALID",
-            use_bias=self.use_bias,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="conv",
-        )(x)
+        shape = (size, size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # lax reads the kernel from its other end.
+        y = lax.conv_transpose(x, kernel[::-1, ::-1], (self.stride,) * 2, "VALID")
         p = self.padding
-        return y[:, p : y.shape[1] - p, p : y.shape[2] - p]
+        y = y[:, p : y.shape[1] - p, p : y.shape[2] - p]
+        return y if bias is None else y + bias[None, None, None]
 
 
 @export("nn.bilinear_init", since="0.1")

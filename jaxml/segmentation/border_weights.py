@@ -39,8 +39,9 @@ def border_weights(
     Raises:
         ValueError: if `cells` is not a map, or sigma not positive.
 
-    >>> border_weights(np.array([[True, False, True]]), class_weights=(1, 1)).round(2).tolist()
-    [[1.0, 10.23, 1.0]]
+    >>> cells = np.array([[True, False, True]])
+    >>> border_weights(cells, class_weights=(1.0, 1.0)).round(2).tolist()
+    [[1.0, 10.2..., 1.0]]
     """
     from scipy import ndimage
 

@@ -51,17 +51,17 @@ def test_classes_weigh_alike(rng):
 
 def test_one_cell_or_none_has_no_gaps():
     for cells in (np.zeros((5, 6), bool), np.ones((5, 6), bool)):
-        weights = border_weights(cells, class_weights=(1, 2))
+        weights = border_weights(cells, class_weights=(1.0, 2.0))
         np.testing.assert_array_equal(weights, 1 + cells)
     one = np.zeros((9, 9), bool)
     one[4, 4] = True
-    np.testing.assert_array_equal(border_weights(one, class_weights=(1, 1)), 1)
+    np.testing.assert_array_equal(border_weights(one, class_weights=(1.0, 1.0)), 1)
 
 
 def test_far_cells_add_nothing_to_speak_of():
     cells = np.zeros((1, 200), bool)
     cells[0, [0, 199]] = True
-    weights = border_weights(cells, class_weights=(1, 1))
+    weights = border_weights(cells, class_weights=(1.0, 1.0))
     np.testing.assert_allclose(weights, 1, atol=1e-6)
 
 

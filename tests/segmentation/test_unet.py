@@ -63,7 +63,9 @@ def test_sizes_are_those_of_the_layers(at_least, depth):
 
 
 def test_a_size_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"a side such as 20 .*answers for 4.*, got 19"):
+    with pytest.raises(
+        ValueError, match=r"a side such as 20 .*answers for 4.*, got 19"
+    ):
         shapes(TINY(), 1, 20, 19, 1)
     with pytest.raises(ValueError, match="a side such as 18"):
         shapes(TINY(), 1, 3, 20, 1)
