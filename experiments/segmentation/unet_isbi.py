@@ -50,7 +50,7 @@ class Config:
     """Batch norm after every convolution; the paper has none."""
     dropout: float = 0.5
     """Rate at the bottom."""
-    tile: int = 224
+    tile: int = 160
     """Pixels that a training sample answers for, along a side."""
     w0: float = 5.0
     """Weight of the gaps between cells, equation 2; 0 has none. The paper's is 10."""
@@ -214,7 +214,9 @@ def probabilities(
     """Of every pixel of whole slices to lie in a cell, tile by tile."""
     model = network(config).clone(axis_name=None)
     seen, answer = sizes(config)
-    margin = (seen - answer) // 2 if config.padding == "valid" else 48
+    margin = (seen - answer) // 2
+    if config.padding == "same":
+        answer, margin = 256, 48  # more than a pixel's answer depends on
 
     def inside(tiles: Array) -> Array:
         variables = {"params": state.params, **state.model_state}

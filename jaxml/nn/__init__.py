@@ -5,12 +5,15 @@
 | `Mlp` | projection and prediction heads |
 | `ConvNet` | a small encoder for small pictures |
 | `ResNet`, `resnet18` ... `resnet152` | residual networks, with their pyramid of stages |
+| `dilated` | options of `ResNet` for an output stride of 8 or 16 |
 | `VGG`, `vgg11` ... `vgg19` | plain stacks of convolutions, with and without batch norm |
+| `FPN` | feature pyramids over the stages of a backbone |
 | `MultiHeadAttention`, `Feedforward`, `TransformerBlock` | with any attention function |
 | `VisionTransformer`, `vit_tiny` ... `vit_huge` | transformers over patches |
 | `attention_maps`, `stack_blocks`, `unstack_blocks` | what its blocks look at; for `scan` |
 | `sincos_positions`, `resize_positions` | where a patch lies, on any grid |
 | `BatchNorm` | batch norm of the global batch, in groups if asked |
+| `FrozenBatchNorm` | batch norm that learns nothing and moves nothing |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
 | `Deconv`, `bilinear_init`, `bilinear_upsample` | transposed convolutions |
 | `Dropout` | per entry or per sample, the same on any number of devices |
@@ -26,14 +29,17 @@ from jaxml.nn.deconv import bilinear_init as bilinear_init
 from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
 from jaxml.nn.dense import Dense as Dense
 from jaxml.nn.dropout import Dropout as Dropout
+from jaxml.nn.fpn import FPN as FPN
 from jaxml.nn.functional import apply_module as apply_module
 from jaxml.nn.functional import init_module as init_module
 from jaxml.nn.mlp import Mlp as Mlp
 from jaxml.nn.norm import BatchNorm as BatchNorm
+from jaxml.nn.norm import FrozenBatchNorm as FrozenBatchNorm
 from jaxml.nn.positions import relative_positions as relative_positions
 from jaxml.nn.positions import resize_positions as resize_positions
 from jaxml.nn.positions import sincos_positions as sincos_positions
 from jaxml.nn.resnet import ResNet as ResNet
+from jaxml.nn.resnet import dilated as dilated
 from jaxml.nn.resnet import resnet18 as resnet18
 from jaxml.nn.resnet import resnet34 as resnet34
 from jaxml.nn.resnet import resnet50 as resnet50
