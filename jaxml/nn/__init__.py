@@ -7,6 +7,8 @@
 | `ResNet`, `resnet18` ... `resnet152` | residual networks, with their pyramid of stages |
 | `dilated` | options of `ResNet` for an output stride of 8 or 16 |
 | `VGG`, `vgg11` ... `vgg19` | plain stacks of convolutions, with and without batch norm |
+| `Darknet`, `darknet19`, `darknet53` | the backbones of YOLOv2 and YOLOv3 |
+| `Hourglass` | stacked hourglasses, each with its own output |
 | `FPN` | feature pyramids over the stages of a backbone |
 | `MultiHeadAttention`, `Feedforward`, `TransformerBlock` | with any attention function |
 | `VisionTransformer`, `vit_tiny` ... `vit_huge` | transformers over patches |
@@ -24,6 +26,9 @@ from jaxml.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jaxml.nn.conv import Conv as Conv
 from jaxml.nn.conv import convolve as convolve
 from jaxml.nn.convnet import ConvNet as ConvNet
+from jaxml.nn.darknet import Darknet as Darknet
+from jaxml.nn.darknet import darknet19 as darknet19
+from jaxml.nn.darknet import darknet53 as darknet53
 from jaxml.nn.deconv import Deconv as Deconv
 from jaxml.nn.deconv import bilinear_init as bilinear_init
 from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
@@ -32,6 +37,7 @@ from jaxml.nn.dropout import Dropout as Dropout
 from jaxml.nn.fpn import FPN as FPN
 from jaxml.nn.functional import apply_module as apply_module
 from jaxml.nn.functional import init_module as init_module
+from jaxml.nn.hourglass import Hourglass as Hourglass
 from jaxml.nn.mlp import Mlp as Mlp
 from jaxml.nn.norm import BatchNorm as BatchNorm
 from jaxml.nn.norm import FrozenBatchNorm as FrozenBatchNorm
