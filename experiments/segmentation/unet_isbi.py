@@ -50,7 +50,7 @@ class Config:
     """Batch norm after every convolution; the paper has none."""
     dropout: float = 0.5
     """Rate at the bottom."""
-    tile: int = 160
+    tile: int = 128
     """Pixels that a training sample answers for, along a side."""
     w0: float = 5.0
     """Weight of the gaps between cells, equation 2; 0 has none. The paper's is 10."""
@@ -58,7 +58,7 @@ class Config:
     """How wide such a gap may be, in pixels."""
     elastic: float = 6.0
     """Deviation of the elastic displacements, in pixels."""
-    num_steps: int = 400
+    num_steps: int = 300
     """Optimizer updates."""
     batch_size: int = 4
     """Samples per update, over all devices."""
