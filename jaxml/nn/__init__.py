@@ -8,6 +8,7 @@
 | `dilated` | options of `ResNet` for an output stride of 8 or 16 |
 | `VGG`, `vgg11` ... `vgg19` | plain stacks of convolutions, with and without batch norm |
 | `Darknet`, `darknet19`, `darknet53` | the backbones of YOLOv2 and YOLOv3 |
+| `DLA`, `dla34` | deep layer aggregation |
 | `Hourglass` | stacked hourglasses, each with its own output |
 | `FPN` | feature pyramids over the stages of a backbone |
 | `MultiHeadAttention`, `Feedforward`, `TransformerBlock` | with any attention function |
@@ -33,6 +34,8 @@ from jaxml.nn.deconv import Deconv as Deconv
 from jaxml.nn.deconv import bilinear_init as bilinear_init
 from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
 from jaxml.nn.dense import Dense as Dense
+from jaxml.nn.dla import DLA as DLA
+from jaxml.nn.dla import dla34 as dla34
 from jaxml.nn.dropout import Dropout as Dropout
 from jaxml.nn.fpn import FPN as FPN
 from jaxml.nn.functional import apply_module as apply_module

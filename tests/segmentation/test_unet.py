@@ -139,7 +139,7 @@ def test_it_learns(rng, padding, norm):
     batch = bright_squares(rng, 8, 20)
     method = unet(TINY(padding=padding, norm=norm))
     state, metrics = check_learns(method, batch, 60, optax.adam(1e-2))
-    assert metrics["accuracy"] > 0.95
+    assert metrics["accuracy"] > 0.9
     predicted = method.predict(state.params, state.model_state, batch)
     side = predicted.shape[1]
     middle = slice((20 - side) // 2, (20 + side) // 2)
