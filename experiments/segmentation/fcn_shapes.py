@@ -124,9 +124,6 @@ def main(config: Config) -> Mapping[str, float]:
     step = train.gradient_step(method, optimizer, run_key, "data")
     metric = mean_iou(len(described.classes), class_names=described.classes)
 
-    def judged(state: train.TrainState) -> Mapping[str, float]:
-        return known(train.evaluate(method, state, slices(asked), metric))
-
     state = train.fit(
         parallel.data_parallel(step, mesh),
         parallel.replicate(state, mesh),
@@ -136,7 +133,7 @@ def main(config: Config) -> Mapping[str, float]:
         log_every=20,
         save_every=config.save_every,
     )
-    results = dict(judged(state))
+    results = known(train.evaluate(method, state, slices(asked), metric))
     if jax.process_index() == 0:
         print("\non the test split")
         for name, value in results.items():
@@ -206,7 +203,7 @@ def slices(split: Mapping[str, np.ndarray], size: int = 50) -> Iterable[Batch]:
         yield {name: split[name][i : i + size] for name in ("image", "label")}
 
 
-def known(values: Mapping[str, float]) -> Mapping[str, float]:
+def known(values: Mapping[str, float]) -> dict[str, float]:
     """What has a value: a class that nowhere occurs has none."""
     return {name: value for name, value in values.items() if np.isfinite(value)}
 

@@ -145,8 +145,7 @@ def main(config: Config) -> Mapping[str, float]:
 def load(config: Config, split: str) -> dict[str, np.ndarray]:
     """Grey slices, their cells, and the weights of the gaps."""
     if config.dataset == "shape_masks":
-        part = f"{split}[:8]"
-        drawn = data.load_arrays("shape_masks", part, size=64, max_shapes=8)
+        drawn = data.load_arrays("shape_masks", f"{split}[:8]", size=64, max_shapes=8)
         image = np.uint8(drawn["image"].mean(axis=-1, keepdims=True))
         label = np.uint8(drawn["label"] > 0)
     else:
@@ -226,7 +225,8 @@ def probabilities(
     seen, answer = sizes(config)
     margin = (seen - answer) // 2
     if config.padding == "same":
-        answer, margin = 256, 48  # more than a pixel's answer depends on
+        # A margin of more than a pixel's answer depends on.
+        answer, margin = min(256, images.shape[1]), 48
 
     def inside(tiles: Array) -> Array:
         variables = {"params": state.params, **state.model_state}
