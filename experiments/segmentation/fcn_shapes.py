@@ -65,7 +65,7 @@ class Config:
     """Pictures to learn from, if they are drawn."""
     num_test: int = 500
     """Pictures to be judged by, if they are drawn."""
-    num_steps: int = 400
+    num_steps: int = 1000
     """Optimizer updates."""
     batch_size: int = 16
     """Pictures per update, over all devices."""
