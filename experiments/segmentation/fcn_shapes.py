@@ -14,6 +14,16 @@ more there than what is sky, grass and person. The paper's network:
 
 The measures are the paper's four, over all pixels of the test split.
 
+Measured with the first command (FCN-8s, seed 0, 1000 steps; JAX 0.10.2, two shared CPU cores
+under load, 8 minutes), on 500 drawn pictures of the test split:
+
+    mean IoU              0.742      IoU of ground    0.951
+    pixel accuracy        0.949             disk      0.775
+    mean accuracy         0.820             square    0.682
+    weighted IoU          0.908             triangle  0.560
+
+The other commands were not run to the end.
+
 Long, Shelhamer and Darrell, https://arxiv.org/abs/1411.4038.
 """
 
