@@ -109,17 +109,19 @@ class FCN(nn.Module):
                 self.num_classes,
                 2,
                 4,
-                0 if caffe else 1,
+                0 if caffe else 3,
                 use_bias=False,
                 kernel_init=bilinear_init,
                 name=f"up_{name}",
                 **self._kinds(),
-            )(x)
+            )(x if caffe else _rimmed(x))
             skip = self._score(max_pool(maps[name]), f"score_{name}")
             offset = offset if caffe else 0
             x += skip[:, offset : offset + x.shape[1], offset : offset + x.shape[2]]
-        x = bilinear_upsample(x, factor, 0 if caffe else factor // 2)
-        first = OFFSETS[factor] if caffe else 0
+        if caffe:
+            x, first = bilinear_upsample(x, factor), OFFSETS[factor]
+        else:
+            x, first = bilinear_upsample(_rimmed(x), factor, factor + factor // 2), 0
         return x[:, first : first + height, first : first + width]
 
     def _score(self, x: Array, name: str) -> Array:
@@ -145,6 +147,11 @@ class FCN(nn.Module):
                 f'"caffe", with 100, got {self.padding!r} and '
                 f"{self.backbone.first_padding}"
             )
+
+
+def _rimmed(x: Array) -> Array:
+    """The map with its rim repeated, so that upsampling does not fade out there."""
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
 
 
 @export("segmentation.DilatedFCN", since="0.1")

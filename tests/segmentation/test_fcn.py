@@ -207,3 +207,15 @@ def test_a_classifier_s_layers_are_taken_over(rng):
 def test_bad_options_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_scores_do_not_fade_at_the_rim(stride):
+    """A constant score comes out constant, up to the corners."""
+    images = jnp.zeros((1, 64, 96, 3))
+    model = tiny(stride)
+    params = model.init(jax.random.key(0), images, train=False)["params"]
+    params["score"]["bias"] = jnp.array([2.0, -3.0])
+    logits = model.apply({"params": params}, images, train=False)
+    expected = jnp.broadcast_to(jnp.array([2.0, -3.0]), logits.shape)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
