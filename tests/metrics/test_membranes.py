@@ -113,6 +113,16 @@ def test_the_best_threshold_is_found():
     assert only_half["rand"] == pytest.approx(2 / 3, abs=0.01)
 
 
+def test_thick_membranes_cost_pixels_alone():
+    cells = np.ones((1, 20, 20), bool)
+    cells[:, :, 10] = False
+    p = np.where(cells, 0.9, 0.1)
+    p[:, :, 7:14] = 0.1
+    scores = membrane_scores(p, cells, thresholds=(0.5,))
+    assert scores["rand"] == pytest.approx(1)
+    assert scores["pixel_error"] == pytest.approx(6 / 20)
+
+
 def test_bad_input_is_refused():
     ones = np.ones((2, 3), int)
     with pytest.raises((ValueError, TypeError), match=r"one shape|space"):
