@@ -134,7 +134,9 @@ def test_steps_of_large_images_keep_their_digits(rng):
     n = 100_000
     own = rng.random(n) < 0.3
     logits = np.float32(rng.normal(size=n))
-    grads = jax.jit(jax.grad(lovasz_hinge))(logits[None], jnp.asarray(own)[None].astype(int))
+    grads = jax.jit(jax.grad(lovasz_hinge))(
+        logits[None], jnp.asarray(own)[None].astype(int)
+    )
     errors = 1 - np.where(own, 1, -1) * logits.astype(np.float64)
     order = np.argsort(-errors, kind="stable")
     hits = np.cumsum(own[order])
