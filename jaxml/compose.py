@@ -1,6 +1,6 @@
 """Methods made from methods, as optax makes transformations from transformations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +10,18 @@ from jax import lax
 from jaxml.export import export, export_constant
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
 from jaxml.ops.augment import to_float
-from jaxml.ops.views import Views
 from jaxml.parallel.collectives import in_micro_batch, micro_batch, sample_keys
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 
 @export("compose.augmented", since="0.1")
-def augmented(method: Method, views: Views, axis_name: str | None = None) -> Method:
+def augmented(
+    method: Method,
+    views: Callable[..., dict[str, Array]],
+    axis_name: str | None = None,
+    *,
+    inputs: Sequence[str] = ("image",),
+) -> Method:
     """`method`, fed with random views of `batch["image"]`, drawn inside the jitted step.
 
     Images may be uint8 (the cheapest to move to a device) or float32 in [0, 1]; the
@@ -28,12 +33,16 @@ def augmented(method: Method, views: Views, axis_name: str | None = None) -> Met
             it is vmapped over the batch, each sample with its own key, which depends on
             its position in the global batch and not on the device it lies on.
         axis_name: mesh axis the batch is split over, or None.
+        inputs: what of the batch a view is made of, the image first: with
+            ("image", "label") `views` is given (key, one image, its label), so that both
+            can be turned alike.
     """
 
     def expand(key: PRNGKeyArray, batch: Batch, axis_name: str | None) -> Batch:
         images = to_float(batch["image"])
         keys = sample_keys(key, len(images), axis_name)
-        return {**batch, "image": images, **jax.vmap(views)(keys, images)}
+        others = [batch[name] for name in inputs[1:]]
+        return {**batch, "image": images, **jax.vmap(views)(keys, images, *others)}
 
     def init(key: PRNGKeyArray, batch: Batch) -> tuple[Params, ModelState]:
         return method.init(key, expand(key, batch, None))

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxml.method import Batch, Method
-from jaxml.nn import ConvNet, VisionTransformer
+from jaxml.nn import VGG, ConvNet, VisionTransformer
+from jaxml.segmentation import FCN, UNet, fcn, unet
 from jaxml.ssl import (
     BERT,
     BYOL,
@@ -106,6 +107,22 @@ def labelled() -> Batch:
     """One view of each image, and labels."""
     batch = views()
     return {**batch, "view": batch["view1"], "label": jnp.arange(SIZE) % 3}
+
+
+def label_maps() -> Batch:
+    """Small images, a class for every pixel, and what each is worth."""
+    image = views()["image"]
+    label = (image[..., 0] > 0.5).astype(jnp.int32).at[:, 0].set(255)
+    return {"image": image, "label": label, "weight": 1 + image[..., 0]}
+
+
+def segmentation_fcn() -> tuple[Method, Batch]:
+    model = FCN(VGG((1, 1, 1, 1, 1), width=2), 2, hidden=4)
+    return fcn(model), label_maps()
+
+
+def segmentation_unet() -> tuple[Method, Batch]:
+    return unet(UNet(widths=(2, 4), padding="same")), label_maps()
 
 
 def ssl_byol() -> tuple[Method, Batch]:
@@ -242,6 +259,8 @@ def ssl_simsiam() -> tuple[Method, Batch]:
 
 
 CASES: Mapping[str, Callable[[], tuple[Method, Batch]]] = {
+    "segmentation.fcn": segmentation_fcn,
+    "segmentation.unet": segmentation_unet,
     "ssl.byol": ssl_byol,
     "ssl.beit": ssl_beit,
     "ssl.bert": ssl_bert,

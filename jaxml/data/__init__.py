@@ -7,10 +7,13 @@
 | `digits` | 1,797 images 8 x 8, 10 classes | scikit-learn |
 | `breast_cancer`, `iris`, `wine`, `diabetes` | small tables | scikit-learn |
 | `shapes` | images of any number and size, up to 10 classes | generated |
+| `shape_masks` | images of several shapes, with label and instance maps | generated |
 | `gaussian_blobs` | points in any dimension | generated |
 | `mnist`, `fashion_mnist`, `kmnist` | 70,000 images 28 x 28 x 1, 10 classes | files, TFDS |
 | `cifar10`, `cifar100` | 60,000 images 32 x 32 x 3 | files, TFDS |
 | `binarized_mnist` | 70,000 images 28 x 28 x 1, 0 or 255, no labels | files |
+| `isbi_membrane` | 30 micrographs 512 x 512 x 1 with label maps | files |
+| `coco128_masks` | 100 photographs with label maps of up to 129 classes | files |
 | any name that TFDS has prepared, `emnist/letters` | | TFDS's folder |
 | any folder `<data_dir>/<name>`, `images:<path>` | `<split>/<class>/<file>` | pictures |
 

@@ -8,13 +8,22 @@ from typing import Any
 
 from jaxml.data.binarized_mnist import binarized_mnist
 from jaxml.data.bundled import BUNDLED, bundled
+from jaxml.data.coco128 import coco128_masks
 from jaxml.data.generated import GENERATED
 from jaxml.data.images import images, is_archive
+from jaxml.data.isbi_membrane import isbi_membrane
 from jaxml.data.prepare import FILES, prepare
 from jaxml.data.source import Source
 from jaxml.data.tfds import find_prepared, list_prepared, prepared, tfds_folder
 
 PathLike = str | os.PathLike[str]
+
+LAID_OUT: dict[str, tuple[str, Callable[..., Source]]] = {
+    "binarized_mnist": ("binarized_mnist", binarized_mnist),
+    "coco128_masks": ("coco128", coco128_masks),
+    "isbi_membrane": ("isbi_membrane", isbi_membrane),
+}
+"""Sets whose files are no <split>/<class>/<file>: their folder, and who reads it."""
 
 
 def open_source(
@@ -44,9 +53,11 @@ def open_source(
         path = find_prepared(name, sets)
     if path is not None:
         return _call(prepared, path, **options)
-    if data is not None and (data / name).is_dir():
-        if name == "binarized_mnist":
-            return _call(binarized_mnist, data / name, **options)
+    if data is not None and name in LAID_OUT:
+        folder, opener = LAID_OUT[name]
+        if (data / folder).is_dir():
+            return _call(opener, data / folder, **options)
+    elif data is not None and (data / name).is_dir():
         return _call(images, _pictures(data / name), **options)
     raise ValueError(_unknown(name, data, sets))
 
@@ -82,6 +93,7 @@ def _unknown(name: str, data: Path | None, sets: Path) -> str:
         "bundled": BUNDLED,
         "generated": GENERATED,
         "prepared from original files": FILES,
+        "read from their own folders": LAID_OUT,
         f"prepared by TFDS in {sets}": list_prepared(sets),
         f"folders of {data or 'JAXML_DATA_DIR, which is not set'}": folders,
         "pictures anywhere": ["images:<folder or archive>"],

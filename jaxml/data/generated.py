@@ -57,6 +57,38 @@ def shapes(size: int = 32, num_classes: int = 10) -> Source:
     return Source(_SPLITS, open_split, SHAPES[:num_classes], endless=True)
 
 
+def shape_masks(size: int = 64, num_classes: int = 3, max_shapes: int = 4) -> Source:
+    """Several coloured shapes on a patchy ground, and what every pixel belongs to.
+
+    Samples are `image` uint8 [size, size, 3]; `label` uint8 [size, size], 0 for the ground
+    and 1 to `num_classes` for the first `SHAPES`; and `instance` uint8 [size, size], 0 for
+    the ground and else the number of the shape, of which later ones lie on top. Every
+    image has one shape at least. A pixel at an outline belongs to what covers its centre.
+
+    Raises:
+        ValueError: unless `num_classes` is 1 to 10, `max_shapes` 1 to 254 and `size` at
+            least 8.
+    """
+    if not 1 <= num_classes <= len(SHAPES) or size < 8 or not 1 <= max_shapes <= 254:
+        raise ValueError(
+            "shape_masks needs num_classes from 1 to 10, max_shapes from 1 to 254 and "
+            f"size from 8, got {num_classes}, {max_shapes} and {size}"
+        )
+
+    def open_split(split: str) -> Read:
+        def read(indices: Int[np.ndarray, " batch"]) -> dict[str, np.ndarray]:
+            random = _uniform(f"{split} masks", indices, 42 + 10 * max_shapes)
+            parts = [
+                draw_shape_masks(random[i : i + 32], size, num_classes)
+                for i in range(0, len(random), 32)
+            ]
+            return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+        return read
+
+    return Source(_SPLITS, open_split, ("ground", *SHAPES[:num_classes]), endless=True)
+
+
 def gaussian_blobs(dim: int = 2, num_classes: int = 5, spread: float = 20.0) -> Source:
     """Normal clusters of variance one: `features` [dim] and the cluster as `target`.
 
@@ -92,6 +124,7 @@ def gaussian_blobs(dim: int = 2, num_classes: int = 5, spread: float = 20.0) -> 
 
 GENERATED: dict[str, Callable[..., Source]] = {
     "gaussian_blobs": gaussian_blobs,
+    "shape_masks": shape_masks,
     "shapes": shapes,
 }
 
@@ -109,16 +142,8 @@ def draw_shapes(
     place, radius, turn, colours, ground, shade = np.split(
         random.astype(np.float32), [2, 3, 5, 17, 53], axis=1
     )
-    axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
-    shift = 0.7 * place - 0.35
     radius = (0.35 + 0.25 * radius)[:, :, None]
-    x = (axis[None, None, :] - shift[:, 0, None, None]) / radius
-    y = (axis[None, :, None] - shift[:, 1, None, None]) / radius
-    # (1 - t^2, 2 t) / (1 + t^2) runs over half a circle, the sign over the other half.
-    t = 2 * turn[:, 0, None, None] - 1
-    sign = np.where(turn[:, 1, None, None] < 0.5, np.float32(-1), np.float32(1))
-    cos, sin = sign * (1 - t * t) / (1 + t * t), sign * 2 * t / (1 + t * t)
-    u, v = cos * x + sin * y, cos * y - sin * x
+    u, v = _own_axes(0.7 * place - 0.35, radius, turn, size)
 
     distance = np.empty_like(u)
     for kind in np.unique(label):
@@ -135,6 +160,62 @@ def draw_shapes(
     front = _blend(front, colour[:, 3], 0.3 * _patches(shade, size))
     image = (255 * _blend(ground, front, inside) + 0.5).astype(np.uint8)
     return image.transpose(0, 2, 3, 1)
+
+
+def draw_shape_masks(
+    random: Float[np.ndarray, "batch numbers"], size: int, num_classes: int
+) -> dict[str, np.ndarray]:
+    """Pictures and masks, as `shape_masks` describes them.
+
+    Args:
+        random: numbers in [0, 1): 42 for the ground and 10 for each shape.
+        size: pixels along each side.
+        num_classes: which shapes there are.
+    """
+    random = random.astype(np.float32)
+    ground, shapes = random[:, 6:42], random[:, 42:].reshape(len(random), -1, 10)
+    low, high = random[:, :6].reshape(-1, 2, 3, 1, 1).swapaxes(0, 1)
+    image = _blend(low, high, _patches(ground, size))
+    label, instance = np.zeros((2, len(random), size, size), np.uint8)
+    for number in range(shapes.shape[1]):
+        place, radius, turn, chance, colour = np.split(
+            shapes[:, number], [2, 3, 5, 7], axis=1
+        )
+        radius = (0.18 + 0.27 * radius)[:, :, None]
+        u, v = _own_axes(1.6 * place - 0.8, radius, turn, size)
+        kinds = (chance[:, 0] * num_classes).astype(int)
+        distance = np.empty_like(u)
+        for kind in np.unique(kinds):
+            members = kinds == kind
+            distance[members] = _OUTLINES[kind](u[members], v[members])
+        # All but the first are left out one time in three.
+        there = (chance[:, 1] < 2 / 3) | (number == 0)
+        distance = np.where(there[:, None, None], distance, np.float32(9))
+        inside = np.clip(0.5 - distance * radius * np.float32(size / 2), 0, 1)
+        # Half way round from the ground's mean colour, so that the shape can be seen.
+        front = (low + high)[:, :, 0, 0] / 2 + 0.3 + 0.4 * colour
+        front = (front - np.floor(front))[:, :, None, None]
+        image = _blend(image, front, inside[:, None])
+        label = np.where(
+            distance < 0, (kinds + 1).astype(np.uint8)[:, None, None], label
+        )
+        instance = np.where(distance < 0, np.uint8(number + 1), instance)
+    image = (255 * image + 0.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    return {"image": image, "label": label, "instance": instance}
+
+
+def _own_axes(
+    shift: np.ndarray, radius: np.ndarray, turn: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels lie as a shape sees it: from its centre, turned, in its radii."""
+    axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
+    x = (axis[None, None, :] - shift[:, 0, None, None]) / radius
+    y = (axis[None, :, None] - shift[:, 1, None, None]) / radius
+    # (1 - t^2, 2 t) / (1 + t^2) runs over half a circle, the sign over the other half.
+    t = 2 * turn[:, 0, None, None] - 1
+    sign = np.where(turn[:, 1, None, None] < 0.5, np.float32(-1), np.float32(1))
+    cos, sin = sign * (1 - t * t) / (1 + t * t), sign * 2 * t / (1 + t * t)
+    return cos * x + sin * y, cos * y - sin * x
 
 
 def _blend(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:

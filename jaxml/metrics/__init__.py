@@ -13,6 +13,8 @@
 | `diagnose` | what is wrong, by name |
 | `top_k_accuracy`, `top_k_correct` | share of labels among the first k guesses |
 | `confusion` | the confusion matrix: recalls, F1, IoU |
+| `mean_iou`, `confusion_matrix` | label maps: IoU and accuracies over all pixels |
+| `membrane_scores`, `rand_scores`, `cell_regions` | segmentation of neurons, as ISBI 2012 |
 | `Metric`, `mean_of`, `combine` | sums over a split, for `jaxml.train.evaluate` |
 """
 
@@ -36,6 +38,11 @@ from jaxml.metrics.linear_probe import few_labels as few_labels
 from jaxml.metrics.linear_probe import fit_linear_probe as fit_linear_probe
 from jaxml.metrics.linear_probe import linear_probe as linear_probe
 from jaxml.metrics.linear_probe import linear_probe_logits as linear_probe_logits
+from jaxml.metrics.mean_iou import confusion_matrix as confusion_matrix
+from jaxml.metrics.mean_iou import mean_iou as mean_iou
+from jaxml.metrics.membranes import cell_regions as cell_regions
+from jaxml.metrics.membranes import membrane_scores as membrane_scores
+from jaxml.metrics.membranes import rand_scores as rand_scores
 from jaxml.metrics.metric import Metric as Metric
 from jaxml.metrics.metric import combine as combine
 from jaxml.metrics.metric import mean_of as mean_of

@@ -107,6 +107,56 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape).astype(x.dtype if self.dtype is None else self.dtype)
 
 
+@export("nn.FrozenBatchNorm", since="0.1")
+class FrozenBatchNorm(nn.Module):
+    """Batch norm that is but a fixed scale and shift, as detectors fine-tune with.
+
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
+
+    All four are in `batch_stats`, which no optimizer sees; a trained
+    `BatchNorm` has scale and bias among its parameters, from where they move. Takes the same arguments as `BatchNorm`, so that it
+    can stand in its place; what has no meaning here is not read.
+
+    Attributes:
+        epsilon: added to the variance; 1e-5 as torchvision's `FrozenBatchNorm2d`.
+        momentum: not read.
+        scale_init: not read: the scale starts at one.
+        axis_name: not read: nothing is shared.
+        dtype: of the output; None keeps that of the input.
+        param_dtype: not read: the four are float32.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.0
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: str | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch *space channels"], *, train: bool
+    ) -> Float[Array, "batch *space channels"]:
+        """Scales and shifts `x`, in training as in evaluation."""
+        del train
+        channels = x.shape[-1:]
+        names = {
+            "scale": jnp.ones,
+            "bias": jnp.zeros,
+            "mean": jnp.zeros,
+            "var": jnp.ones,
+        }
+        scale, bias, mean, var = (
+            self.variable("batch_stats", name, make, channels, jnp.float32).value
+            for name, make in names.items()
+        )
+        gain = scale * lax.rsqrt(var + self.epsilon)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        along = (1,) * (x.ndim - 1) + channels
+        y = wide * gain.reshape(along) + (bias - mean * gain).reshape(along)
+        return y.astype(x.dtype if self.dtype is None else self.dtype)
+
+
 def _batch_moments(
     x: Array, num_groups: int, axis_name: str | None
 ) -> tuple[Array, Array, Array, Array]:

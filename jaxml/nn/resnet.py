@@ -269,6 +269,30 @@ def resnet34(**options: Any) -> ResNet:
     return ResNet((3, 4, 6, 3), "basic", **options)
 
 
+@export("nn.dilated", since="0.1")
+def dilated(output_stride: int) -> dict[str, tuple[int, ...]]:
+    """Options of `ResNet` that keep resolution in its last stages, for dense prediction.
+
+    They are torchvision's `replace_stride_with_dilation`: a stride that is left out widens
+    the kernels behind it instead, so that weights trained with it still fit.
+
+    Args:
+        output_stride: pixels per feature of the last stage, with the ImageNet stem: 32
+            (nothing is left out), 16 or 8.
+
+    >>> dilated(8)
+    {'strides': (1, 2, 1, 1), 'dilations': (1, 1, 2, 4)}
+    """
+    options = {
+        32: {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)},
+        16: {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2)},
+        8: {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4)},
+    }
+    if output_stride not in options:
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    return options[output_stride]
+
+
 @export("nn.resnet50", since="0.1")
 def resnet50(**options: Any) -> ResNet:
     """ResNet-50: 25.6 million parameters with torchvision's head; see `ResNet`."""

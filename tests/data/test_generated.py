@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from jaxml.data.generated import GENERATED, SHAPES, _uniform, gaussian_blobs, shapes
+from jaxml.data.generated import (
+    GENERATED,
+    SHAPES,
+    _uniform,
+    gaussian_blobs,
+    shape_masks,
+    shapes,
+)
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -29,7 +36,7 @@ def test_samples_and_splits_differ(name):
     source = GENERATED[name]()
     assert source.endless
     train, test = (source.open(s)(np.arange(200)) for s in ("train", "test"))
-    key = "image" if name == "shapes" else "features"
+    key = "features" if name == "gaussian_blobs" else "image"
     rows = np.concatenate([train[key], test[key]]).reshape(400, -1)
     assert len(np.unique(rows, axis=0)) == 400
 
@@ -127,3 +134,51 @@ def test_blobs_are_apart_by_default():
 def test_bad_options(make):
     with pytest.raises(ValueError, match=r"num_classes .*, got"):
         make()
+
+
+def test_shape_masks_agree_with_their_pictures():
+    source = shape_masks(size=48, num_classes=3, max_shapes=3)
+    assert source.classes == ("ground", "disk", "square", "triangle")
+    few = source.open("train")(np.array([5, 90_000]))  # endless
+    all_of_them = source.open("train")(np.arange(64))
+    for name in few:
+        np.testing.assert_array_equal(few[name][0], all_of_them[name][5])
+    label, instance = all_of_them["label"], all_of_them["instance"]
+    assert all_of_them["image"].shape == (64, 48, 48, 3)
+    assert label.dtype == instance.dtype == np.uint8
+    np.testing.assert_array_equal(label == 0, instance == 0)
+    assert set(np.unique(label)) == {0, 1, 2, 3}
+    assert set(np.unique(instance)) == {0, 1, 2, 3}
+    assert (instance == 1).any(axis=(1, 2)).mean() > 0.8  # unless all covered
+    for i in range(64):
+        image = all_of_them["image"][i].astype(float)
+        for number in (1, 2, 3):
+            where = instance[i] == number
+            assert len(np.unique(label[i][where])) <= 1  # one shape, one class
+            if where.sum() > 200:
+                # One colour inside, but for the outline's pixels.
+                inside = np.median(image[where], axis=0)
+                assert np.median(abs(image[where] - inside)) < 2
+
+
+def test_disks_of_masks_are_round():
+    """Their area is pi times the radius squared, in images of one shape."""
+    read = shape_masks(size=96, num_classes=1, max_shapes=1).open("train")
+    masks = read(np.arange(40))["label"].astype(bool)
+    whole = [
+        m
+        for m in masks
+        if not (m[0].any() or m[-1].any() or m[:, 0].any() or m[:, -1].any())
+    ]
+    assert len(whole) > 10
+    for mask in whole:
+        diameter = (mask.any(axis=0).sum() + mask.any(axis=1).sum()) / 2
+        # Counted in whole pixels, a diameter is one off at most.
+        area = np.pi * np.array([diameter - 1, diameter + 1]) ** 2 / 4
+        assert area[0] < mask.sum() < area[1]
+
+
+def test_shape_masks_refuses_what_it_has_not():
+    for options in ({"num_classes": 11}, {"size": 7}, {"max_shapes": 0}):
+        with pytest.raises(ValueError, match="shape_masks needs"):
+            shape_masks(**options)

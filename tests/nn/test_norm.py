@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxml.nn.norm import BatchNorm
+from jaxml.nn.norm import BatchNorm, FrozenBatchNorm
 from jaxml.parallel.mesh import data_mesh
 
 
@@ -247,3 +247,29 @@ def test_rejects_groups_that_do_not_divide():
     variables = module.init(jax.random.key(0), jnp.ones((4, 2)), train=True)
     with pytest.raises(ValueError, match="num_groups must divide"):
         train(module, variables, jnp.ones((4, 2)))
+
+
+def test_frozen_norm_is_evaluation_for_ever(rng):
+    """The outputs of a trained norm in evaluation, and nothing moves in training."""
+    x = jnp.asarray(3 + 2 * rng.normal(size=(4, 5, 6, 3)), jnp.float32)
+    stats = {
+        "mean": jnp.asarray(rng.normal(size=3), jnp.float32),
+        "var": jnp.asarray(rng.uniform(0.5, 2, 3), jnp.float32),
+    }
+    affine = {
+        "scale": jnp.asarray(rng.normal(size=3), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=3), jnp.float32),
+    }
+    expected = BatchNorm().apply(
+        {"params": affine, "batch_stats": stats}, x, train=False
+    )
+    frozen = {"batch_stats": {**stats, **affine}}
+    actual, after = FrozenBatchNorm().apply(
+        frozen, x, train=True, mutable=["batch_stats"]
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(after, frozen)
+    variables = FrozenBatchNorm().init(jax.random.key(0), x, train=True)
+    assert set(variables) == {"batch_stats"}
+    half = FrozenBatchNorm(dtype=jnp.bfloat16).apply(frozen, x, train=False)
+    assert half.dtype == jnp.bfloat16

@@ -9,8 +9,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxml.nn.conv import convolve
+from jaxml.nn.norm import FrozenBatchNorm
 from jaxml.nn.resnet import (
     ResNet,
+    dilated,
     resnet18,
     resnet34,
     resnet50,
@@ -211,3 +213,21 @@ def test_rejects_what_it_cannot_build(options, message):
     module = ResNet(**{"stage_sizes": (1, 1, 1, 1), "block": "basic"} | options)
     with pytest.raises(ValueError, match=message):
         module.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), train=False)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_dilation_keeps_resolution(stride):
+    model = resnet18(width=4, norm=FrozenBatchNorm, **dilated(stride))
+    shapes = jax.eval_shape(
+        lambda x: model.init_with_output(
+            jax.random.key(0), x, train=True, method="pyramid"
+        )[0],
+        jnp.zeros((1, 64, 96, 3)),
+    )
+    assert shapes["c5"].shape == (1, 64 // stride, 96 // stride, 32)
+    assert shapes["c3"].shape == (1, 8, 12, 8)
+
+
+def test_other_output_strides_are_refused():
+    with pytest.raises(ValueError, match="must be 8, 16 or 32, got 4"):
+        dilated(4)
