@@ -103,9 +103,13 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         if value and not jnp.issubdtype(self.data.dtype, jnp.inexact):
-            raise RuntimeError(f"only real numbers have gradients, got {self.data.dtype}")
+            raise RuntimeError(
+                f"only real numbers have gradients, got {self.data.dtype}"
+            )
         if not value and self.node is not None:
-            raise RuntimeError("requires_grad can be turned off for leaves; use detach()")
+            raise RuntimeError(
+                "requires_grad can be turned off for leaves; use detach()"
+            )
         self._requires_grad = value
 
     @property
@@ -142,6 +146,10 @@ class Tensor:
         if self.requires_grad:
             raise RuntimeError("this tensor requires a gradient; use detach().numpy()")
         return np.asarray(self.data)
+
+    def tolist(self) -> Any:
+        """The numbers as nested lists."""
+        return self.data.tolist()
 
     def __float__(self) -> float:
         return float(self.data)
@@ -265,8 +273,8 @@ class Tensor:
 
     def __add__(self, other: Like) -> "Tensor":
         other = _tensor(other, self)
-        same = lambda g: g
-        return _record("add", self.data + other.data, (self, same), (other, same))
+        edges = (self, lambda g: g), (other, lambda g: g)
+        return _record("add", self.data + other.data, *edges)
 
     def __neg__(self) -> "Tensor":
         return _record("neg", -self.data, (self, lambda g: -g))
@@ -278,8 +286,7 @@ class Tensor:
 
     def __mul__(self, other: Like) -> "Tensor":
         other = _tensor(other, self)
-        times = lambda g, factor: g * factor
-        edges = (self, times, other), (other, times, self)
+        edges = (self, lambda g, y: g * y, other), (other, lambda g, x: g * x, self)
         return _record("mul", self.data * other.data, *edges)
 
     def __truediv__(self, other: Like) -> "Tensor":
@@ -367,37 +374,41 @@ class Tensor:
         return _record("log", jnp.log(self.data), (self, lambda g, x: g / x, self))
 
     def sqrt(self) -> "Tensor":
-        rule = lambda g, out: g / (2.0 * out)
-        return _record("sqrt", jnp.sqrt(self.data), (self, rule, OUT))
+        edge = (self, lambda g, out: g / (2.0 * out), OUT)
+        return _record("sqrt", jnp.sqrt(self.data), edge)
 
     def sin(self) -> "Tensor":
-        return _record("sin", jnp.sin(self.data), (self, lambda g, x: g * x.cos(), self))
+        return _record(
+            "sin", jnp.sin(self.data), (self, lambda g, x: g * x.cos(), self)
+        )
 
     def cos(self) -> "Tensor":
-        return _record("cos", jnp.cos(self.data), (self, lambda g, x: -g * x.sin(), self))
+        return _record(
+            "cos", jnp.cos(self.data), (self, lambda g, x: -g * x.sin(), self)
+        )
 
     def tanh(self) -> "Tensor":
-        rule = lambda g, out: g * (1.0 - out * out)
-        return _record("tanh", jnp.tanh(self.data), (self, rule, OUT))
+        edge = (self, lambda g, out: g * (1.0 - out * out), OUT)
+        return _record("tanh", jnp.tanh(self.data), edge)
 
     def sigmoid(self) -> "Tensor":
-        rule = lambda g, out: g * out * (1.0 - out)
-        return _record("sigmoid", jax.nn.sigmoid(self.data), (self, rule, OUT))
+        edge = (self, lambda g, out: g * out * (1.0 - out), OUT)
+        return _record("sigmoid", jax.nn.sigmoid(self.data), edge)
 
     def relu(self) -> "Tensor":
-        rule = lambda g, out: where(out.data > 0, g, 0.0)
-        return _record("relu", jnp.maximum(self.data, 0), (self, rule, OUT))
+        edge = (self, lambda g, out: where(out.data > 0, g, 0.0), OUT)
+        return _record("relu", jnp.maximum(self.data, 0), edge)
 
     def abs(self) -> "Tensor":
-        rule = lambda g, x: g * jnp.sign(x.data)
-        return _record("abs", jnp.abs(self.data), (self, rule, self))
+        edge = (self, lambda g, x: g * jnp.sign(x.data), self)
+        return _record("abs", jnp.abs(self.data), edge)
 
     # Sums and shapes.
 
     def sum(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         whole, kept = self.shape, _kept(self.shape, axis)
-        rule = lambda g: g.reshape(*kept).expand(whole)
-        return _record("sum", self.data.sum(axis, keepdims=keepdims), (self, rule))
+        edge = (self, lambda g: g.reshape(*kept).expand(whole))
+        return _record("sum", self.data.sum(axis, keepdims=keepdims), edge)
 
     def mean(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         total = self.sum(axis, keepdims)
@@ -411,10 +422,12 @@ class Tensor:
             share = first / first.sum(axis, keepdims=True, dtype=x.dtype)
             return g.reshape(*kept) * share
 
-        return _record("max", self.data.max(axis, keepdims=keepdims), (self, rule, self, OUT))
+        return _record(
+            "max", self.data.max(axis, keepdims=keepdims), (self, rule, self, OUT)
+        )
 
     def logsumexp(self, axis: Axes = None) -> "Tensor":
-        """log sum exp, safe for large numbers."""
+        """The logarithm of the sum of exponentials, safe for large numbers."""
         top = Tensor(self.data.max(axis, keepdims=True))
         total = (self - top).exp().sum(axis, keepdims=True).log() + top
         return total.sum(axis)
@@ -425,19 +438,21 @@ class Tensor:
 
     def expand(self, shape: tuple[int, ...]) -> "Tensor":
         """Broadcast to `shape`."""
-        return _record("expand", jnp.broadcast_to(self.data, shape), (self, lambda g: g))
+        return _record(
+            "expand", jnp.broadcast_to(self.data, shape), (self, lambda g: g)
+        )
 
     def reshape(self, *shape: int) -> "Tensor":
         before = self.shape
-        rule = lambda g: g.reshape(*before)
-        return _record("reshape", self.data.reshape(shape), (self, rule))
+        edge = (self, lambda g: g.reshape(*before))
+        return _record("reshape", self.data.reshape(shape), edge)
 
     def transpose(self, *axes: int) -> "Tensor":
         """With the axes in this order; reversed by default."""
         order = axes or tuple(reversed(range(self.ndim)))
         back = tuple(int(i) for i in np.argsort(order))
-        rule = lambda g: g.transpose(*back)
-        return _record("transpose", self.data.transpose(order), (self, rule))
+        edge = (self, lambda g: g.transpose(*back))
+        return _record("transpose", self.data.transpose(order), edge)
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 (the field's name)
@@ -455,8 +470,8 @@ class Tensor:
 
     def __getitem__(self, index: Any) -> "Tensor":
         index, whole = _plain(index), self.shape
-        rule = lambda g: g.scattered(index, whole)
-        return _record("getitem", self.data[index], (self, rule))
+        edge = (self, lambda g: g.scattered(index, whole))
+        return _record("getitem", self.data[index], edge)
 
     def scattered(self, index: Any, shape: tuple[int, ...]) -> "Tensor":
         """Zeros of `shape` to which this is added at `index`: the opposite of indexing."""
@@ -473,7 +488,9 @@ class Tensor:
                 the shape or kind of number would change.
         """
         if is_grad_enabled() and self.requires_grad and self.is_leaf:
-            raise RuntimeError("a leaf that requires a gradient cannot be changed in place")
+            raise RuntimeError(
+                "a leaf that requires a gradient cannot be changed in place"
+            )
         out = change(self.made_by(self.node))
         if (out.shape, out.dtype) != (self.shape, self.dtype):
             raise RuntimeError(
@@ -600,7 +617,9 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
         (x, part(int(end) - x.shape[axis], int(end)))
         for x, end in zip(tensors, ends, strict=True)
     ]
-    return _record("concatenate", jnp.concatenate([x.data for x in tensors], axis), *edges)
+    return _record(
+        "concatenate", jnp.concatenate([x.data for x in tensors], axis), *edges
+    )
 
 
 @export("fundamentals.autograd.stack", since="0.1")

@@ -17,6 +17,7 @@ from jaxml.fundamentals.autograd import (
     stack,
     where,
 )
+from tests.fundamentals.random_graphs import random_leaves, random_program, run
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_numpy_leaves_its_operators(rng):
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     (array * x).sum().backward()
     np.testing.assert_array_equal(x.grad.data, array)
-    with pytest.raises(RuntimeError, match="would lose|requires a gradient"):
+    with pytest.raises(RuntimeError, match="requires a gradient"):
         x.numpy()
     np.testing.assert_array_equal(x.detach().numpy(), 1)
 
@@ -194,7 +195,9 @@ def test_leaves_change_inside_no_grad_alone():
         loss.backward()
     (x * x).sum().backward()
     np.testing.assert_array_equal(x.grad.data, [1, 3])
-    with pytest.raises(RuntimeError, match=r"must keep float64\[2\], got float64\[3, 2\]"):
+    with pytest.raises(
+        RuntimeError, match=r"must keep float64\[2\], got float64\[3, 2\]"
+    ):
         (x * 1.0).add_(jnp.ones((3, 1)))
 
 
@@ -230,3 +233,30 @@ def test_a_network_learns_as_with_jax(rng):
         theirs = [p - 0.1 * g for p, g in zip(theirs, slope(theirs), strict=True)]
     for mine, true in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine.data, true, rtol=1e-9)
+
+
+def moved(leaves, step, size):
+    return [x + size * d for x, d in zip(leaves, step, strict=True)]
+
+
+def test_a_thousand_random_graphs_equal_jax_and_finite_differences():
+    rng = np.random.default_rng(0)
+    on_arrays = lambda name, x: getattr(jnp, name)(x)
+    on_numpy = lambda name, x: getattr(np, name)(x)
+    on_tensors = lambda name, x: getattr(x, name)()
+    for i in range(1000):
+        leaves = random_leaves(rng, 3)
+        program = random_program(rng, 3, int(rng.integers(1, 9)))
+        tensors = [Tensor(x, requires_grad=True) for x in leaves]
+        run(program, tensors, on_tensors).backward()
+        got = [x.grad.data if x.grad is not None else 0 * x.data for x in tensors]
+        step = [rng.normal(size=x.shape) for x in leaves]
+        ahead, behind = (
+            run(program, moved(leaves, step, size), on_numpy) for size in (1e-6, -1e-6)
+        )
+        slope = sum(np.sum(g * d) for g, d in zip(got, step, strict=True))
+        assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-6), i
+        if i % 10 == 0:  # traces cost more than finite differences
+            expected = jax.grad(lambda xs: run(program, xs, on_arrays))(leaves)
+            for mine, true in zip(got, expected, strict=True):
+                np.testing.assert_allclose(mine, true, rtol=1e-9, atol=1e-12)

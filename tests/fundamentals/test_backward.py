@@ -167,7 +167,9 @@ def test_a_change_in_place_is_noticed():
     y = x * 2.0
     z = (y * y).sum()
     y += 1.0
-    with pytest.raises(RuntimeError, match=r"backward pass of mul .*version 1, expected 0"):
+    with pytest.raises(
+        RuntimeError, match=r"backward pass of mul .*version 1, expected 0"
+    ):
         z.backward()
     e = (x * 2.0).exp()
     f = e.sum()
