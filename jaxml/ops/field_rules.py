@@ -212,6 +212,11 @@ def _pass(equation: Any, seen: list[Seen | None]) -> list[Seen | None]:
     inner = next((params[k] for k in ("jaxpr", "call_jaxpr") if k in params), None)
     if inner is not None and name not in ("scan", "while", "cond"):
         return _run(getattr(inner, "jaxpr", inner), seen)
+    if not any(
+        view for one in seen if one for view in one.axes
+    ):  # places do not matter
+        whole = frozenset[int]().union(*(one.whole for one in seen if one))
+        return [Seen((None,) * len(v.aval.shape), whole) for v in equation.outvars]
     shapes = [tuple(variable.aval.shape) for variable in equation.invars]
     out = tuple(equation.outvars[0].aval.shape)
     if name in ELEMENTWISE:
