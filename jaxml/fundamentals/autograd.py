@@ -46,6 +46,7 @@ from jaxml.fundamentals.backward import (
     backward,
     enable_grad,
     grad,
+    graph,
     is_grad_enabled,
     no_grad,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "concatenate",
     "enable_grad",
     "grad",
+    "graph",
     "is_grad_enabled",
     "no_grad",
     "operation",

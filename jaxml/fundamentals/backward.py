@@ -307,3 +307,25 @@ def _count_gradients(roots: Sequence[Any]) -> dict[int, int]:
             if counts[key] == 1:
                 stack.append(edge.target)
     return counts
+
+
+@export("fundamentals.autograd.graph", since="0.1")
+def graph(tensor: Any) -> tuple[dict[int, str], list[tuple[int, int]]]:
+    """The operations behind a tensor, and how they feed one another.
+
+    Returns:
+        (names, edges) as `jaxml.draw.save_graph` takes them, from the leaves to the tensor.
+    """
+    names: dict[int, str] = {}
+    edges: list[tuple[int, int]] = []
+    stack = [tensor.target()]
+    while stack:
+        target = stack.pop()
+        if id(target) in names:
+            continue
+        is_node = isinstance(target, Node)
+        names[id(target)] = target.name if is_node else f"leaf {list(target.shape)}"
+        for edge in target.edges if is_node else ():
+            edges.append((id(edge.target), id(target)))
+            stack.append(edge.target)
+    return names, edges

@@ -165,18 +165,18 @@ class PReLU(nn.Module):
 
     Attributes:
         per_channel: whether every channel has its own.
-        init: the slope at first.
+        start: the slope at first.
         param_dtype: of the slopes.
     """
 
     per_channel: bool = True
-    init: float = 0.25
+    start: float = 0.25
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "..."]:
         shape = x.shape[-1:] if self.per_channel else (1,)
-        initial = nn.initializers.constant(self.init)
+        initial = nn.initializers.constant(self.start)
         slope = self.param("slope", initial, shape, self.param_dtype).astype(x.dtype)
         slope = slope.reshape((1,) * (x.ndim - 1) + shape)
         return jnp.where(x >= 0, x, slope * x)

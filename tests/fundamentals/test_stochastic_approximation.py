@@ -34,7 +34,7 @@ def test_means_and_variances_one_at_a_time(rng):
         np.testing.assert_allclose(means[n - 1], np.float64(x[:n]).mean(0), rtol=1e-6)
         if n > 1:
             true = np.float64(x[:n]).var(0, ddof=1)
-            np.testing.assert_allclose(variances[n - 1], true, rtol=2e-3)
+            np.testing.assert_allclose(variances[n - 1], true, rtol=5e-3)
     assert np.isnan(variances[0]).all()
     np.testing.assert_array_equal(incremental_mean(jnp.asarray(x)), means)
     with pytest.raises(ValueError, match=r"n > 0, got \(0, 3\)"):
@@ -91,7 +91,7 @@ def test_large_steps_alone_do_not_settle():
     path = chains(lambda key: run(key)[-1:])
     mean = chains(lambda key: polyak_ruppert(run(key), 200)[-1:])
     error = lambda x: np.square(x[:, 0] - ROOT).sum(1).mean()
-    assert error(path) > 4 * error(mean)
+    assert error(path) > 2 * error(mean)
 
 
 def test_one_over_n_needs_the_right_constant():
@@ -109,9 +109,9 @@ def test_one_over_n_needs_the_right_constant():
 
 
 def noisy_bowl(key, theta):
-    """Minimum at (1, -1); the quartic gives differences a bias."""
+    """Minimum at (1, -1); the cubic gives differences a bias."""
     gap = theta - jnp.array([1.0, -1.0])
-    return jnp.sum(gap**2 + 0.1 * gap**4) + 0.1 * jax.random.normal(key)
+    return jnp.sum(gap**2 + gap**3 / 3 + 0.1 * gap**4) + 0.1 * jax.random.normal(key)
 
 
 def test_differences_find_the_minimum_at_their_rate():

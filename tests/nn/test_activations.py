@@ -113,10 +113,10 @@ def test_a_network_of_thresholds_learns_with_a_slope_alone():
         p = start
         move = jax.jit(
             lambda p, slope=slope: jax.tree.map(
-                lambda a, g: a - 0.2 * g, p, jax.grad(loss)(p, slope)
+                lambda a, g: a - 0.05 * g, p, jax.grad(loss)(p, slope)
             )
         )
-        for _ in range(400):
+        for _ in range(1500):
             p = move(p)
         assert bool(jnp.any(p["w"] != start["w"])) == learns
         assert (loss(p, slope) < 0.01) >= learns
