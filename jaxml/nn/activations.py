@@ -29,6 +29,7 @@ al., 2015, https://arxiv.org/abs/1502.01852 (equation 1, PReLU).
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -171,7 +172,7 @@ class PReLU(nn.Module):
 
     per_channel: bool = True
     start: float = 0.25
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "..."]:

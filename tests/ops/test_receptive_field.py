@@ -93,9 +93,9 @@ class Net(nn.Module):
             x = x.reshape(b, h // 4, 4, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
             return nn.Dense(3)(x.reshape(b, h // 4, w // 2, -1))
         if self.kind == "cut":
-            return jnp.pad(
-                conv((3, 3))(x)[:, 2:, 1:-1:2], ((0, 0), (1, 2), (0, 0), (0, 0))
-            )
+            x = conv((3, 3))(x)[:, :-2, 1:-1:2]
+            x = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))
+            return conv((3, 1), padding="VALID")(x)
         raise AssertionError(self.kind)
 
 
