@@ -7,6 +7,8 @@
 | `save_attention` | what each head of a transformer looks at in an image |
 | `save_embedding` | features in the plane by PCA or t-SNE, coloured by class |
 | `save_exponents` | what half precision makes of gradients, a histogram |
+| `save_boundary` | regions of a classifier in the plane |
+| `save_graph` | boxes and arrows: a graph of operations |
 | `save_bars` | one number per method, with its seeds |
 | `save_table` | several numbers per method, the best in bold |
 
@@ -18,6 +20,7 @@ alone.
 """
 
 from jaxml.draw.attention import save_attention as save_attention
+from jaxml.draw.boundary import save_boundary as save_boundary
 from jaxml.draw.canvas import COLOURS as COLOURS
 from jaxml.draw.comparison import save_bars as save_bars
 from jaxml.draw.comparison import save_table as save_table
@@ -25,4 +28,5 @@ from jaxml.draw.curves import read_curves as read_curves
 from jaxml.draw.curves import save_curves as save_curves
 from jaxml.draw.embedding import save_embedding as save_embedding
 from jaxml.draw.exponents import save_exponents as save_exponents
+from jaxml.draw.graph import save_graph as save_graph
 from jaxml.draw.image_sheet import save_image_sheet as save_image_sheet

@@ -20,9 +20,20 @@
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
 | `Deconv`, `bilinear_init`, `bilinear_upsample` | transposed convolutions |
 | `Dropout` | per entry or per sample, the same on any number of devices |
+| `step`, `sign`, `swish`, `gated`, `PReLU` ... | activations that `jax.nn` lacks |
+| `Dropout`, `AlphaDropout` | the same on any number of devices |
 | `init_module`, `apply_module` | a linen module as pure functions |
 """
 
+from jaxml.nn.activations import PReLU as PReLU
+from jaxml.nn.activations import gated as gated
+from jaxml.nn.activations import gelu as gelu
+from jaxml.nn.activations import maxout as maxout
+from jaxml.nn.activations import relu_squared as relu_squared
+from jaxml.nn.activations import rrelu as rrelu
+from jaxml.nn.activations import sign as sign
+from jaxml.nn.activations import step as step
+from jaxml.nn.activations import swish as swish
 from jaxml.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jaxml.nn.conv import Conv as Conv
 from jaxml.nn.conv import convolve as convolve
@@ -36,6 +47,7 @@ from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
 from jaxml.nn.dense import Dense as Dense
 from jaxml.nn.dla import DLA as DLA
 from jaxml.nn.dla import dla34 as dla34
+from jaxml.nn.dropout import AlphaDropout as AlphaDropout
 from jaxml.nn.dropout import Dropout as Dropout
 from jaxml.nn.fpn import FPN as FPN
 from jaxml.nn.functional import apply_module as apply_module

@@ -9,6 +9,7 @@
 | `resize` | crop and resize with antialiasing, as two matrix products |
 | `blur` | Gaussian blur |
 | `patches` | an image as a sequence of patches, and back |
+| `receptive_field` | which input pixels an output can see, and which of them count |
 | `sampling` | bilinear sampling at any points, affine warps |
 | `similarity` | unit vectors and cosine similarity |
 """
@@ -43,6 +44,16 @@ from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
 from jaxml.ops.lab import rgb_to_lab as rgb_to_lab
 from jaxml.ops.patches import patchify as patchify
 from jaxml.ops.patches import unpatchify as unpatchify
+from jaxml.ops.receptive_field import ReceptiveField as ReceptiveField
+from jaxml.ops.receptive_field import Window as Window
+from jaxml.ops.receptive_field import (
+    effective_receptive_field as effective_receptive_field,
+)
+from jaxml.ops.receptive_field import receptive_field as receptive_field
+from jaxml.ops.receptive_field import receptive_field_of as receptive_field_of
+from jaxml.ops.receptive_field import (
+    top_down_receptive_field as top_down_receptive_field,
+)
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.sampling import affine as affine

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxml.nn.dropout import Dropout
+from jaxml.nn.dropout import SELU_LIMIT, AlphaDropout, Dropout
 from jaxml.parallel.mesh import data_mesh
 
 
@@ -71,3 +71,34 @@ def test_gradient_is_the_mask():
 def test_rejects_a_rate_outside(rate):
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         drop(jnp.ones((2, 2)), rate)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_alpha_dropout_keeps_mean_and_variance(rate, rng):
+    x = jnp.asarray(rng.normal(size=(4000, 20)), jnp.float32)
+    rngs = {"dropout": jax.random.key(1)}
+    y = AlphaDropout(rate).apply({}, x, train=True, rngs=rngs)
+    np.testing.assert_allclose(y.mean(), x.mean(), atol=0.02)
+    np.testing.assert_allclose(y.var(), 1, atol=0.03)
+    values, counts = np.unique(np.asarray(y), return_counts=True)
+    lost = counts.max() / y.size  # all that are lost have one value
+    assert abs(lost - rate) < 4 * np.sqrt(rate * (1 - rate) / y.size)
+    scale = (1 - rate + SELU_LIMIT**2 * rate * (1 - rate)) ** -0.5
+    limit = scale * SELU_LIMIT * (1 - rate)
+    np.testing.assert_allclose(values[counts.argmax()], limit, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.selu(jnp.float32(-50)), SELU_LIMIT, rtol=1e-6)
+    assert AlphaDropout(rate).apply({}, x, train=False) is x
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\), got 1"):
+        AlphaDropout(1.0).apply({}, x, train=True, rngs=rngs)
+
+
+def test_a_deep_network_of_selu_stays_normal(rng):
+    """Fifty layers with LeCun's initialisation and alpha dropout: mean 0, variance 1."""
+    x = jnp.asarray(rng.normal(size=(256, 256)), jnp.float32)
+    for i in range(50):
+        keys = jax.random.split(jax.random.key(i), 2)
+        x = jax.nn.selu(x @ jax.nn.initializers.lecun_normal()(keys[0], (256, 256)))
+        rngs = {"dropout": keys[1]}
+        x = AlphaDropout(0.05).apply({}, x, train=True, rngs=rngs)
+    assert abs(x.mean()) < 0.2
+    assert 0.7 < x.var() < 1.4

@@ -1,0 +1,1 @@
+"""Fundamentals: pictures of small ideas."""

@@ -1,0 +1,450 @@
+"""How receptive fields pass through each primitive of a jaxpr.
+
+Along an array's axis, every index sees an interval of one axis of the input, and the
+intervals repeat: `period` indices further on they have moved by `step` inputs. (Between a
+stride and the transposed convolution that undoes it neighbours move by turns.) That is a
+`View`. An axis of the input that a value sees entirely, from wherever, is in `Seen.whole`.
+
+Reference: Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks",
+Distill 2019, https://distill.pub/2019/computing-receptive-fields/ (arbitrary graphs).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+Interval = tuple[int, int] | None
+"""First and last input; None where nothing is seen."""
+
+
+class View(NamedTuple):
+    """What the indices of one axis see.
+
+    Attributes:
+        axis: of the input.
+        step: inputs by which the intervals have moved after all of `intervals`.
+        intervals: of the indices from 0 on, until they repeat.
+    """
+
+    axis: int
+    step: int = 1
+    intervals: tuple[Interval, ...] = ((0, 0),)
+
+    @property
+    def period(self) -> int:
+        return len(self.intervals)
+
+    @property
+    def jump(self) -> Fraction:
+        """Inputs from one index to the next, on average."""
+        return Fraction(self.step, self.period)
+
+    def interval(self, index: int) -> Interval:
+        """What an index sees."""
+        turns, phase = divmod(index, self.period)
+        seen = self.intervals[phase]
+        move = turns * self.step
+        return seen and (seen[0] + move, seen[1] + move)
+
+    def window(
+        self, kernel: int, stride: int, dilation: int, padding: int, upsampling: int
+    ) -> "View":
+        """Behind a window along this axis, its taps `dilation` apart."""
+        inputs = upsampling * self.period
+        period = inputs // math.gcd(inputs, stride)
+
+        def seen(index: int) -> Interval:
+            taps = range(0, kernel * dilation, dilation)
+            places = (index * stride - padding + tap for tap in taps)
+            return hull(
+                self.interval(p // upsampling) for p in places if p % upsampling == 0
+            )
+
+        step = period * stride // inputs * self.step
+        return View(self.axis, step, tuple(map(seen, range(period))))
+
+    def repeated(self, times: int) -> "View":
+        """With every index several times over."""
+        repeated = (seen for seen in self.intervals for _ in range(times))
+        return self._replace(intervals=tuple(repeated))
+
+    def union(self, other: "View") -> "View":
+        """Of two branches that meet."""
+        if (self.axis, self.jump) != (other.axis, other.jump):
+            raise NotImplementedError(
+                "branches meet that do not move alike: their jumps are "
+                f"{self.jump} and {other.jump}"
+            )
+        period = math.lcm(self.period, other.period)
+        both = (hull((self.interval(i), other.interval(i))) for i in range(period))
+        return View(self.axis, self.step * (period // self.period), tuple(both))
+
+
+def hull(intervals: Iterable[Interval]) -> Interval:
+    """The smallest interval around all of these."""
+    found = [seen for seen in intervals if seen is not None]
+    if not found:
+        return None
+    return min(first for first, _ in found), max(last for _, last in found)
+
+
+class Seen(NamedTuple):
+    """What a value sees: a view or None for each of its axes, and axes seen entirely."""
+
+    axes: tuple[View | None, ...]
+    whole: frozenset[int] = frozenset()
+
+    def union(self, other: "Seen") -> "Seen":
+        """Of two values of one shape, combined entry by entry."""
+        axes = [
+            one.union(two) if one and two else one or two
+            for one, two in zip(self.axes, other.axes, strict=True)
+        ]
+        return Seen(tuple(axes), self.whole | other.whole)
+
+    def losing(self, axes: Iterable[int]) -> "Seen":
+        """Without these axes: they were summed over, and their inputs are seen entirely."""
+        gone = set(axes)
+        lost = {view.axis for i in gone if (view := self.axes[i]) is not None}
+        kept = [view for i, view in enumerate(self.axes) if i not in gone]
+        return Seen(tuple(kept), self.whole | lost)
+
+
+Shape = tuple[int, ...]
+
+ELEMENTWISE = frozenset(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_any",
+        "and",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "cos",
+        "cosh",
+        "digamma",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "imag",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "lgamma",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "optimization_barrier",
+        "or",
+        "pow",
+        "real",
+        "reduce_precision",
+        "rem",
+        "round",
+        "rsqrt",
+        "select_n",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+    ]
+)
+
+
+def follow(
+    closed: Any, constants: int, spatial: Sequence[int], rank: int
+) -> list[Seen | None]:
+    """What the outputs of a jaxpr see of its last input, of `rank` axes."""
+    start = Seen(tuple(View(i) if i in spatial else None for i in range(rank)))
+    return _run(closed.jaxpr, [None] * constants + [start])
+
+
+def _run(jaxpr: Any, inputs: Sequence[Seen | None]) -> list[Seen | None]:
+    known: dict[Any, Seen | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(variable: Any) -> Seen | None:
+        return known.get(variable) if not hasattr(variable, "val") else None
+
+    for equation in jaxpr.eqns:
+        seen = [read(variable) for variable in equation.invars]
+        if any(seen):
+            known.update(zip(equation.outvars, _pass(equation, seen), strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _pass(equation: Any, seen: list[Seen | None]) -> list[Seen | None]:
+    """What the outputs of one equation see."""
+    name, params = equation.primitive.name, equation.params
+    inner = next((params[k] for k in ("jaxpr", "call_jaxpr") if k in params), None)
+    if inner is not None and name not in ("scan", "while", "cond"):
+        return _run(getattr(inner, "jaxpr", inner), seen)
+    if not any(
+        view for one in seen if one for view in one.axes
+    ):  # places do not matter
+        whole = frozenset[int]().union(*(one.whole for one in seen if one))
+        return [Seen((None,) * len(v.aval.shape), whole) for v in equation.outvars]
+    shapes = [tuple(variable.aval.shape) for variable in equation.invars]
+    out = tuple(equation.outvars[0].aval.shape)
+    if name in ELEMENTWISE:
+        return [_merged(seen, shapes, out)] * len(equation.outvars)
+    if name.startswith("reduce_window"):
+        return [_reduce_window(_only(name, seen), params)]
+    if name.startswith(("reduce_", "arg")) and "axes" in params:
+        return [_only(name, seen).losing(params["axes"])]
+    rule = RULES.get(name)
+    if rule is None:
+        raise NotImplementedError(
+            f"receptive fields cannot be followed through {name!r} of the jaxpr"
+        )
+    return [rule(seen, shapes, out, params)] * len(equation.outvars)
+
+
+def _only(name: str, seen: Sequence[Seen | None]) -> Seen:
+    """The first operand, if no other sees anything."""
+    first, *others = seen
+    if first is None or any(others):
+        raise NotImplementedError(
+            f"{name} depends on the input in more than one operand"
+        )
+    return first
+
+
+def _merged(
+    seen: Sequence[Seen | None], shapes: Sequence[Shape], out: Shape
+) -> Seen | None:
+    total: Seen | None = None
+    for one, shape in zip(seen, shapes, strict=True):
+        if one is not None:
+            one = one if shape == out else Seen((None,) * len(out), one.whole)
+            total = one if total is None else total.union(one)
+    return total
+
+
+Params = Any
+Rule = Callable[[list[Seen | None], list[Shape], Shape, Params], Seen]
+
+
+def _convolution(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    source = _only("conv_general_dilated", seen)
+    numbers = params["dimension_numbers"]
+    axes: list[View | None] = [None] * len(out)
+    for i, (place, end) in enumerate(
+        zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
+    ):
+        view = source.axes[place]
+        axes[end] = view and view.window(
+            shapes[1][numbers.rhs_spec[2 + i]],
+            params["window_strides"][i],
+            params["rhs_dilation"][i],
+            params["padding"][i][0],
+            params["lhs_dilation"][i],
+        )
+    return Seen(tuple(axes), source.whole)
+
+
+def _reduce_window(source: Seen, params: Params) -> Seen:
+    axes = [
+        view and view.window(kernel, stride, dilation, padding[0], upsampling)
+        for view, kernel, stride, dilation, padding, upsampling in zip(
+            source.axes,
+            params["window_dimensions"],
+            params["window_strides"],
+            params["window_dilation"],
+            params["padding"],
+            params["base_dilation"],
+            strict=True,
+        )
+    ]
+    return Seen(tuple(axes), source.whole)
+
+
+def _pad(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    source = _only("pad", seen)
+    axes = [
+        view and view.window(1, 1, 1, int(front), int(interior) + 1)
+        for view, (front, _, interior) in zip(
+            source.axes, params["padding_config"], strict=True
+        )
+    ]
+    return Seen(tuple(axes), source.whole)
+
+
+def _slice(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    source = _only("slice", seen)
+    strides = params["strides"] or (1,) * len(source.axes)
+    axes = [
+        view and view.window(1, int(stride), 1, -int(start), 1)
+        for view, start, stride in zip(
+            source.axes, params["start_indices"], strides, strict=True
+        )
+    ]
+    return Seen(tuple(axes), source.whole)
+
+
+def _transpose(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    source = _only("transpose", seen)
+    return Seen(tuple(source.axes[i] for i in params["permutation"]), source.whole)
+
+
+def _broadcast(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    source = _only("broadcast_in_dim", seen)
+    axes: list[View | None] = [None] * len(out)
+    for place, view in zip(params["broadcast_dimensions"], source.axes, strict=True):
+        axes[place] = view
+    return Seen(tuple(axes), source.whole)
+
+
+def _squeeze(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    return _only("squeeze", seen).losing(params["dimensions"])
+
+
+def _dot(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    (contracted, batch) = params["dimension_numbers"]
+    left, right = seen
+    total: Seen | None = None
+    ranks = [len(shape) for shape in shapes]
+    free = ranks[0] - len(contracted[0]) - len(batch[0])
+    for side, source in enumerate((left, right)):
+        if source is None:
+            continue
+        gone = set(contracted[side])
+        whole = source.losing(gone).whole
+        order = [
+            i for i in range(ranks[side]) if i not in gone and i not in batch[side]
+        ]
+        axes: list[View | None] = [None] * len(out)
+        for end, place in enumerate(batch[side]):
+            axes[end] = source.axes[place]
+        offset = len(batch[side]) + (free if side else 0)
+        for end, place in enumerate(order):
+            axes[offset + end] = source.axes[place]
+        part = Seen(tuple(axes), whole)
+        total = part if total is None else total.union(part)
+    assert total is not None
+    return total
+
+
+def _concatenate(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    along = params["dimension"]
+    total: Seen | None = None
+    for one in seen:
+        if one is None:
+            continue
+        if one.axes[along] is not None:  # places are mixed: all of the axis is seen
+            rest = one.losing([along])
+            one = Seen((*one.axes[:along], None, *one.axes[along + 1 :]), rest.whole)
+        total = one if total is None else total.union(one)
+    assert total is not None
+    return total
+
+
+def _reshape(
+    seen: list[Seen | None], shapes: list[Shape], out: Shape, params: Params
+) -> Seen:
+    source, before = _only("reshape", seen), shapes[0]
+    axes: list[View | None] = [None] * len(out)
+    whole = set(source.whole)
+    for left, right in _groups(before, out):
+        views = [source.axes[i] for i in left]
+        found = [view for view in views if view is not None]
+        wide = [i for i in left if before[i] > 1]
+        ends = [i for i in right if out[i] > 1] or right[:1]
+        if not found:
+            continue
+        view = found[0]
+        if len(found) == 1 and len(wide) <= 1 and ends:  # kept, or cut into blocks
+            inner = math.prod(out[i] for i in ends[1:])
+            axes[ends[0]] = view.window(inner, inner, 1, 0, 1)
+        elif len(found) == 1 and len(ends) == 1 and views[left.index(wide[0])] is view:
+            axes[ends[0]] = view.repeated(math.prod(before[i] for i in wide[1:]))
+        else:
+            whole |= {view.axis for view in found}
+    return Seen(tuple(axes), frozenset(whole))
+
+
+def _groups(before: Shape, after: Shape) -> Iterable[tuple[list[int], list[int]]]:
+    """Axes of two shapes of one size in matching groups, each as small as can be."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [], []
+        sizes = [1, 1]
+        while True:
+            if i < len(before) and (not left or sizes[0] < sizes[1]):
+                left.append(i)
+                sizes[0] *= before[i]
+                i += 1
+            elif j < len(after):
+                right.append(j)
+                sizes[1] *= after[j]
+                j += 1
+            else:
+                left += range(i, len(before))
+                i = len(before)
+            if (sizes[0] == sizes[1] and left and right) or (
+                i == len(before) and j == len(after)
+            ):
+                break
+        yield left, right
+
+
+RULES: dict[str, Rule] = {
+    "conv_general_dilated": _convolution,
+    "pad": _pad,
+    "slice": _slice,
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "squeeze": _squeeze,
+    "dot_general": _dot,
+    "concatenate": _concatenate,
+    "reshape": _reshape,
+}
