@@ -1,0 +1,443 @@
+"""Non-maximum suppression: of boxes that cover one object, keep the best.
+
+Greedy suppression goes through the boxes from the highest score down and keeps a box
+unless one that was kept before overlaps it by more than the threshold:
+
+    keep i  <=>  no kept j before i has IoU(i, j) > threshold.
+
+That is a chain of decisions, made here a tile of 128 boxes at a time. The boxes of a tile
+are first compared with all boxes kept so far, in slabs; those left settle it among
+themselves by going round
+
+    keep <- alive & ~any_j(keep_j & IoU(j, i) > threshold, j before i)
+
+until nothing changes. The first box is right from the start and each round makes the next
+link of every chain right, so that the fixed point is the greedy answer, exactly, at any
+threshold. It stops as soon as `max_outputs` are kept: shapes are static, time is not.
+
+The trap is the index of an output that is not there. -1 would wrap around to the last
+box; here it is n, one past the end, which scatters drop and `.at[].get(mode="fill")` fills.
+
+What is no candidate is never kept and suppresses nothing: where the mask is False, the
+score NaN or -inf, or a coordinate not finite. A box without area overlaps nothing. The
+threshold is compared as the real number it was written as: 0.3 suppresses what float32
+rounds to just above it.
+
+Reference: Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV
+2017, https://arxiv.org/abs/1704.04503 (figure 2: greedy and soft, equations 2 and 3);
+Gidaris and Komodakis, "Object detection via a multi-region & semantic segmentation-aware
+CNN model", ICCV 2015, https://arxiv.org/abs/1505.01749 (section 5: voting).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jaxml.export import export
+from jaxml.ops.boxes import box_iou
+from jaxml.ops.color import Number, Scalar
+from jaxml.ops.order import descending_order, stable_order
+from jaxml.typing import Array, Bool, Float, Int
+
+_TILE, _SLAB = 128, 256
+_NO_LABEL = np.int32(2**31 - 1)
+
+
+@export("ops.nms", since="0.1")
+def nms(
+    boxes: Float[Array, "*batch n 4"],
+    scores: Float[Array, "*batch n"],
+    iou_threshold: Scalar,
+    max_outputs: int,
+    mask: Bool[Array, "*batch n"] | None = None,
+) -> tuple[Int[Array, "*batch k"], Bool[Array, "*batch k"]]:
+    """The boxes that greedy suppression keeps, the best first.
+
+    Args:
+        boxes: xyxy pixels. Images are batched inside the loop, also under `vmap`.
+        scores: higher is better; equal scores keep their order.
+        iou_threshold: in [0, 1]; what overlaps by more is suppressed.
+        max_outputs: k; the loop ends when so many are kept.
+        mask: False for padding.
+
+    Returns:
+        (indices, valid). Where `valid` is False the index is n.
+
+    Raises:
+        ValueError: if the threshold is not in [0, 1] or `max_outputs` is negative.
+
+    >>> boxes = jnp.array([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29]])
+    >>> indices, valid = nms(boxes, jnp.array([0.8, 0.9, 0.7]), 0.5, 3)
+    >>> indices.tolist(), valid.tolist()
+    ([1, 2, 3], [True, True, False])
+    """
+    _check(iou_threshold, max_outputs)
+    (boxes, scores), batch = _flat(boxes, _candidates(boxes, scores, mask))
+    order = descending_order(scores)
+    place, count = _greedy(
+        boxes, scores, order, None, iou_threshold, min(max_outputs, boxes.shape[1])
+    )
+    return _outputs(order, place, count, max_outputs, batch)
+
+
+@export("ops.batched_nms", since="0.1")
+def batched_nms(
+    boxes: Float[Array, "*batch n 4"],
+    scores: Float[Array, "*batch n"],
+    labels: Int[Array, "*batch n"],
+    iou_threshold: Scalar,
+    max_outputs: int,
+    mask: Bool[Array, "*batch n"] | None = None,
+) -> tuple[Int[Array, "*batch k"], Bool[Array, "*batch k"]]:
+    """`nms` in which boxes suppress only those of their own label.
+
+    Boxes are sorted by label and compared within it. Moving each label to a place of its
+    own instead, as is often done, adds thousands of pixels to the coordinates, and
+    float32 then rounds the boxes themselves.
+
+    Args:
+        boxes, scores, iou_threshold, max_outputs, mask: as for `nms`.
+        labels: any integers.
+
+    >>> boxes = jnp.array([[0.0, 0, 9, 9], [0, 0, 9, 8], [0, 0, 9, 9]])
+    >>> scores, labels = jnp.array([0.8, 0.9, 0.7]), jnp.array([3, 5, 3])
+    >>> batched_nms(boxes, scores, labels, 0.5, 3)[0].tolist()
+    [1, 0, 3]
+    """
+    _check(iou_threshold, max_outputs)
+    scores = _candidates(boxes, scores, mask)
+    (boxes, scores, labels), batch = _flat(boxes, scores, labels)
+    best = descending_order(scores)  # by score
+    labels = jnp.where(jnp.isneginf(scores), _NO_LABEL, labels.astype(jnp.int32))
+    key = lax.bitcast_convert_type(labels, jnp.uint32) ^ jnp.uint32(2**31)
+    by_label = stable_order(jnp.take_along_axis(key, best, axis=1))
+    order = jnp.take_along_axis(best, by_label, axis=1)
+    size, n = scores.shape
+    place, count = _greedy(boxes, scores, order, labels, iou_threshold, n)
+    # The kept ones, back in the order of their scores.
+    rank = jnp.take_along_axis(by_label, place, axis=1, mode="clip")
+    image, valid = _rows(size), _columns(n) < count[:, None]
+    kept = jnp.zeros((size, n), bool)
+    kept = kept.at[image, jnp.where(valid, rank, n)].set(True, mode="drop")
+    k = min(n, max_outputs)
+    slot = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, k)
+    first = jnp.full((size, k), n).at[image, slot].set(_columns(n), mode="drop")
+    return _outputs(best, first, count, max_outputs, batch)
+
+
+@export("ops.soft_nms", since="0.1")
+def soft_nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, "n"],
+    max_outputs: int,
+    *,
+    method: str = "gaussian",
+    sigma: Scalar = 0.5,
+    iou_threshold: Scalar = 0.3,
+    min_score: Scalar = 1e-3,
+    labels: Int[Array, "n"] | None = None,
+    mask: Bool[Array, "n"] | None = None,
+) -> tuple[Int[Array, "k"], Bool[Array, "k"], Float[Array, "k"]]:
+    """Lowers the scores of boxes that overlap a better one, in place of dropping them.
+
+    The best box is taken, the others' scores are multiplied, and again:
+
+        linear:    1 - IoU where IoU > iou_threshold, else 1
+        gaussian:  exp(-IoU^2 / sigma)
+
+    Args:
+        boxes: xyxy pixels.
+        scores: not negative; among equal ones the first box is taken.
+        max_outputs: k, at a cost of n each.
+        method: "gaussian" or "linear".
+        sigma: of the Gaussian.
+        iou_threshold: of the linear kind.
+        min_score: a box whose score has sunk below it is dropped.
+        labels: with them, boxes lower only those of their own label.
+        mask: False for padding.
+
+    Returns:
+        (indices, valid, scores), the scores as they were when the box was taken, falling.
+        Where `valid` is False the index is n and the score 0.
+
+    Raises:
+        ValueError: if the method is unknown, the threshold is not in [0, 1], sigma is
+            not positive or `max_outputs` is negative.
+    """
+    _check(iou_threshold, max_outputs)
+    if method not in ("gaussian", "linear"):
+        raise ValueError(f"method must be 'gaussian' or 'linear', got {method!r}")
+    if isinstance(sigma, Number) and not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}")
+    scores = _candidates(boxes, scores, mask)
+    boxes = lax.stop_gradient(jnp.asarray(boxes).astype(jnp.float32))
+    n, k = scores.shape[0], min(max_outputs, scores.shape[0])
+
+    def take(slot: Array, state: Any) -> Any:
+        left, indices, taken = state
+        best = jnp.argmax(left)
+        score = left[best]
+        found = (score >= min_score) & jnp.isfinite(score)
+        iou = box_iou(boxes[best][None], boxes)[0]
+        if method == "gaussian":
+            factor = jnp.exp(-jnp.square(iou) / sigma)
+        else:
+            factor = jnp.where(iou > _as_float32(iou_threshold), 1 - iou, 1)
+        if labels is not None:
+            factor = jnp.where(labels == labels[best], factor, 1)
+        factor = factor.at[best].set(1)
+        # What is no candidate stays at -inf.
+        left = jnp.where(jnp.isneginf(left), left, left * factor)
+        left = left.at[best].set(-jnp.inf)
+        indices = indices.at[slot].set(jnp.where(found, best.astype(jnp.int32), n))
+        return left, indices, taken.at[slot].set(jnp.where(found, score, 0))
+
+    state = (scores, jnp.full(max_outputs, n), jnp.zeros(max_outputs))
+    _, indices, taken = lax.fori_loop(0, k, take, state) if n else state
+    return indices, indices < n, taken
+
+
+@export("ops.box_voting", since="0.1")
+def box_voting(
+    kept: Float[Array, "k 4"],
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, "n"],
+    *,
+    iou_threshold: Scalar = 0.5,
+    mask: Bool[Array, "n"] | None = None,
+) -> Float[Array, "k 4"]:
+    """Moves every kept box to the mean of the boxes around it, weighted by score.
+
+    Args:
+        kept: xyxy pixels, such as `nms` keeps.
+        boxes: xyxy pixels, all of them, before suppression.
+        scores: not negative.
+        iou_threshold: boxes vote where they overlap by this much, or more.
+        mask: False for padding, which has no vote.
+
+    Returns:
+        The moved boxes; one for which nobody votes stays.
+    """
+    weight = _candidates(boxes, scores, mask)
+    is_voter = weight > 0
+    near = (box_iou(kept, boxes) >= iou_threshold) & is_voter[None]
+    weight = jnp.where(near, jnp.where(is_voter, weight, 0)[None], 0)
+    total = jnp.sum(weight, axis=1, keepdims=True)
+    # Relative to the kept box, whose large coordinates the sum would round.
+    kept = jnp.asarray(kept).astype(jnp.float32)
+    away = jnp.asarray(boxes).astype(jnp.float32)[None] - kept[:, None]
+    away = jnp.where(near[..., None], away, 0)
+    move = jnp.sum(weight[..., None] * away, axis=1)
+    return kept + jnp.where(total > 0, move / jnp.where(total > 0, total, 1), 0)
+
+
+def _greedy(
+    boxes: Array,
+    scores: Array,
+    order: Array,
+    labels: Array | None,
+    iou_threshold: Scalar,
+    most: int,
+) -> tuple[Array, Array]:
+    """Places in `order` [images, most] of the kept boxes, and how many they are.
+
+    Args:
+        boxes: [images, n, 4].
+        scores: [images, n], -inf for what is no candidate.
+        order: in which boxes are visited, candidates first, labels in one piece.
+        labels: [images, n], if only boxes of one label suppress each other.
+        iou_threshold: a number or a traced scalar.
+        most: when to stop.
+    """
+    size, n = scores.shape
+    if n == 0 or most == 0:
+        return jnp.zeros((size, most), jnp.int32), jnp.zeros(size, jnp.int32)
+    boxes = jnp.where(jnp.isneginf(scores)[..., None], 0, boxes)
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    columns = [*jnp.moveaxis(boxes, -1, 0), area]
+    label = jnp.zeros((size, n), jnp.int32) if labels is None else labels
+    planes = jnp.stack([jnp.take_along_axis(x, order, axis=1) for x in columns], axis=1)
+    label = jnp.take_along_axis(label, order, axis=1)
+    num = jnp.sum(~jnp.isneginf(scores), axis=1, dtype=jnp.int32)
+    threshold = jnp.broadcast_to(_as_float32(iou_threshold), (size,))
+    by_image = _batched(most, labels is not None)
+    return by_image(planes, label, num, threshold)
+
+
+def _batched(most: int, is_labelled: bool) -> Any:
+    """`_visit` of images, to which `vmap` adds more images in place of a loop's own."""
+
+    @custom_vmap
+    def visit(planes: Array, label: Array, num: Array, threshold: Array) -> Any:
+        return _visit(planes, label, num, threshold, most, is_labelled)
+
+    @visit.def_vmap
+    def more(axis_size: int, in_batched: Sequence[bool], *args: Array) -> Any:
+        full = [
+            arg if batched else jnp.broadcast_to(arg[None], (axis_size, *arg.shape))
+            for arg, batched in zip(args, in_batched, strict=True)
+        ]
+        place, count = visit(*(x.reshape(-1, *x.shape[2:]) for x in full))
+        shape = full[2].shape  # of the number of candidates: [axis, images]
+        return (place.reshape(*shape, most), count.reshape(shape)), (True, True)
+
+    return visit
+
+
+def _visit(
+    planes: Array,
+    label: Array,
+    num: Array,
+    threshold: Array,
+    most: int,
+    is_labelled: bool,
+) -> tuple[Array, Array]:
+    """The loop over tiles.
+
+    Args:
+        planes: [images, 5, n]: left, top, right, bottom, area, in the order of visits.
+        label: [images, n], equal ones in one piece, ascending.
+        num: [images], how many of the first are candidates.
+        threshold: [images].
+        most: when to stop.
+        is_labelled: whether labels matter.
+    """
+    size, _, n = planes.shape
+    slab = min(_SLAB, -(-most // _TILE) * _TILE)
+    room = -(-most // slab) * slab
+    end = -(-n // _TILE) * _TILE - n
+    planes = jnp.pad(planes, ((0, 0), (0, 0), (0, end)))
+    label = jnp.pad(label, ((0, 0), (0, end)))
+    image, column = _rows(size), _columns(_TILE)
+    is_before = (column.T < column)[None]
+
+    def overlaps(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+        """[images, of a, of b]."""
+        over = _exceeds(a[0][..., None], b[0][:, :, None], threshold[:, None, None])
+        return over & (a[1][..., None] == b[1][:, None]) if is_labelled else over
+
+    def has_more(state: Any) -> Array:
+        tile, count, *_ = state
+        return jnp.any((count < most) & (tile * _TILE < num))
+
+    def visit(state: Any) -> Any:
+        tile, count, kept, kept_label, places = state
+        mine = (
+            lax.dynamic_slice_in_dim(planes, tile * _TILE, _TILE, axis=2),
+            lax.dynamic_slice_in_dim(label, tile * _TILE, _TILE, axis=1),
+        )
+        place = tile * _TILE + column
+
+        def compare(i: Array, dead: Array) -> Array:
+            better = (
+                lax.dynamic_slice_in_dim(kept, i * slab, slab, axis=2),
+                lax.dynamic_slice_in_dim(kept_label, i * slab, slab, axis=1),
+            )
+            return dead | jnp.any(overlaps(better, mine), axis=1)
+
+        first = 0
+        if is_labelled:  # kept boxes of lower labels are done with
+            done = jnp.sum(kept_label < mine[1][:, :1], axis=1)
+            first = jnp.min(done) // slab
+        last = -(-jnp.max(jnp.minimum(count, most)) // slab)
+        dead = lax.fori_loop(first, last, compare, jnp.zeros((size, _TILE), bool))
+        alive = ~dead & (place < num[:, None]) & (count < most)[:, None]
+
+        def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            keep, _ = state
+            # Boxes that are out get an infinite area: as fast as overlaps can be read
+            # from memory, they are computed anew, if they are not the same each round.
+            area = jnp.where(keep, mine[0][:, 4], jnp.inf)
+            better = jnp.concatenate([mine[0][:, :4], area[:, None]], axis=1), mine[1]
+            new = alive & ~jnp.any(overlaps(better, mine) & is_before, axis=1)
+            return new, jnp.any(new != keep)
+
+        start = alive, jnp.any(alive)
+        keep, _ = lax.while_loop(lambda state: state[1], settle, start)
+        slot = count[:, None] + jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1
+        slot = jnp.where(keep, slot, room)  # which drops the others
+        kept = kept.at[image, :, slot].set(jnp.swapaxes(mine[0], 1, 2), mode="drop")
+        kept_label = kept_label.at[image, slot].set(mine[1], mode="drop")
+        places = places.at[image, slot].set(place, mode="drop")
+        count = count + jnp.sum(keep, axis=1, dtype=jnp.int32)
+        return tile + 1, count, kept, kept_label, places
+
+    state = (
+        jnp.int32(0),
+        jnp.zeros_like(num),
+        jnp.zeros((size, 5, room)),
+        jnp.full((size, room), _NO_LABEL),
+        jnp.zeros((size, room), jnp.int32),
+    )
+    _, count, _, _, places = lax.while_loop(has_more, visit, state)
+    return places[:, :most], jnp.minimum(count, most)
+
+
+def _exceeds(a: Array, b: Array, threshold: Array) -> Array:
+    """IoU > threshold, of planes on axis 1; False for two boxes without area, 0 / 0."""
+    width = jnp.minimum(a[:, 2], b[:, 2]) - jnp.maximum(a[:, 0], b[:, 0])
+    height = jnp.minimum(a[:, 3], b[:, 3]) - jnp.maximum(a[:, 1], b[:, 1])
+    inter = jnp.maximum(width, 0) * jnp.maximum(height, 0)
+    return inter / (a[:, 4] + b[:, 4] - inter) > threshold
+
+
+def _candidates(boxes: Array, scores: Array, mask: Array | None) -> Array:
+    """The scores in float32, -inf for what is no candidate."""
+    is_one = jnp.all(jnp.isfinite(boxes), axis=-1) & ~jnp.isnan(scores)
+    is_one = is_one if mask is None else is_one & mask
+    scores = lax.stop_gradient(jnp.asarray(scores).astype(jnp.float32))
+    return jnp.where(is_one, scores, -jnp.inf)
+
+
+def _flat(boxes: Array, *others: Array) -> tuple[list[Array], tuple[int, ...]]:
+    """All with one axis of images in front, and the axes that it stands for."""
+    batch = boxes.shape[:-2]
+    size = math.prod(batch)
+    boxes = lax.stop_gradient(jnp.asarray(boxes).astype(jnp.float32))
+    flat = [boxes.reshape(size, *boxes.shape[-2:])]
+    return flat + [jnp.reshape(x, (size, x.shape[-1])) for x in others], batch
+
+
+def _outputs(
+    order: Array, place: Array, count: Array, k: int, batch: tuple[int, ...]
+) -> tuple[Array, Array]:
+    size, n = order.shape
+    extra = ((0, 0), (0, k - place.shape[1]))
+    valid = _columns(k) < count[:, None]
+    place = jnp.where(valid, jnp.pad(place, extra), n)
+    fill = dict(mode="fill", fill_value=n)
+    indices = jnp.take_along_axis(order, place, axis=1, **fill) if n else place
+    return indices.reshape(*batch, k), valid.reshape(*batch, k)
+
+
+def _rows(size: int) -> Array:
+    return jnp.arange(size, dtype=jnp.int32)[:, None]
+
+
+def _columns(size: int) -> Array:
+    return jnp.arange(size, dtype=jnp.int32)[None]
+
+
+def _as_float32(threshold: Scalar) -> Array:
+    """The largest float32 that is not above the threshold.
+
+    A float32 lies above the real number if and only if it lies above this one.
+    """
+    if not isinstance(threshold, Number):
+        return jnp.asarray(threshold).astype(jnp.float32)
+    near = np.float32(threshold)
+    below = np.nextafter(near, np.float32(-np.inf))
+    return jnp.float32(below if float(near) > threshold else near)
+
+
+def _check(iou_threshold: Scalar, max_outputs: int) -> None:
+    if isinstance(iou_threshold, Number) and not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
+    if max_outputs < 0:
+        raise ValueError(f"max_outputs must not be negative, got {max_outputs}")
