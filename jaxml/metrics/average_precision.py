@@ -220,7 +220,7 @@ def summarize(
             for t in range(thresholds):
                 hit = np.flatnonzero(true[:, t, a])
                 precision[t, :, c, a] = interpolated(
-                    false[hit, t, a], objects[c, a], RECALLS
+                    false[hit, t, a], int(objects[c, a]), RECALLS
                 )
     return CocoResult(
         _summary(precision, recall), _mean(precision[..., 0], (0, 1)), precision, recall

@@ -112,19 +112,26 @@ def box_average_precision(
             x.at[best].get(mode="fill", fill_value=fill)
             for x, fill in ((boxes, 0), (scores, 0), (labels, -1))
         )
-        before = (labels[:, None] == labels[None]) & jnp.tri(len(best), k=-1, dtype=bool)
+        before = (labels[:, None] == labels[None]) & jnp.tri(
+            len(best), k=-1, dtype=bool
+        )
         is_found = is_found & (jnp.sum(before, axis=1) < MAX_DETECTIONS[-1])
         ignored = _out_of_range(truth["area"]) | truth["skip"][:, None]
         matched, skipped = match_image(
             boxes, labels, is_found, truth, ignored | ~truth["boxes_mask"][:, None]
         )
         skipped |= ~matched & _out_of_range(box_area(boxes))[:, None]
-        is_object = (truth["labels"][None] == jnp.arange(num_classes)[:, None])[..., None]
+        is_object = (truth["labels"][None] == jnp.arange(num_classes)[:, None])[
+            ..., None
+        ]
         counted = (~ignored & truth["boxes_mask"][:, None])[None]
         bit = (1 << jnp.arange(len(IOU_THRESHOLDS), dtype=jnp.int32))[None, :, None]
-        pack = lambda x: jnp.sum(
-            jnp.where(x & is_found[:, None, None], bit, 0), axis=1, dtype=jnp.int32
-        )
+
+        def pack(x):
+            return jnp.sum(
+                jnp.where(x & is_found[:, None, None], bit, 0), axis=1, dtype=jnp.int32
+            )
+
         row = {
             "score": jnp.where(is_found, scores, 0),
             "label": jnp.where(is_found, labels + 1, 0).astype(jnp.int32),
@@ -208,5 +215,7 @@ def _truth(batch: Batch) -> dict[str, Array]:
 
 
 def _out_of_range(area: Float[Array, "n"]) -> Bool[Array, "n areas"]:
-    low, high = (jnp.asarray(x, jnp.float32)[None] for x in zip(*AREAS.values(), strict=True))
+    low, high = (
+        jnp.asarray(x, jnp.float32)[None] for x in zip(*AREAS.values(), strict=True)
+    )
     return (area[:, None] < low) | (area[:, None] > high)

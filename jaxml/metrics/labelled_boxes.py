@@ -119,7 +119,7 @@ def flat_boxes(
     real = _gather("truths", truths, use_masks, ("area", "is_crowd", "is_ignored"))
     labels = np.concatenate([found["labels"], real["labels"]])
     classes = num_classes or int(labels.max(initial=0)) + 1
-    if len(labels) and not (0 <= labels.min() and labels.max() < classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(
             f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}"
         )

@@ -98,7 +98,7 @@ def voc_average_precision(
         hits = is_hit[order[found.labels[order] == c]]
         false = np.cumsum(~hits)[hits]
         if style == "2007":
-            per_class[c] = interpolated(false, objects[c], _ELEVEN).mean()
+            per_class[c] = interpolated(false, int(objects[c]), _ELEVEN).mean()
         else:
             per_class[c] = best_precision(false).sum() / objects[c]
     known = per_class[objects > 0]

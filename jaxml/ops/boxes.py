@@ -1,4 +1,4 @@
-"""Boxes: areas, overlaps, codes and conversions.
+r"""Boxes: areas, overlaps, codes and conversions.
 
 A box is (left, top, right, bottom) in pixels, in continuous coordinates: pixel i covers
 [i, i + 1), and nothing is added to a width. How well two boxes agree:

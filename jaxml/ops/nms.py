@@ -33,7 +33,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -315,7 +314,7 @@ def _visit(
     planes = jnp.pad(planes, ((0, 0), (0, 0), (0, end)))
     label = jnp.pad(label, ((0, 0), (0, end)))
     image, column = _rows(size), _columns(_TILE)
-    is_before = (column.T < column)[None]
+    is_before = (column > column.T)[None]
 
     def overlaps(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
         """[images, of a, of b]."""
@@ -407,11 +406,11 @@ def _flat(boxes: Array, *others: Array) -> tuple[list[Array], tuple[int, ...]]:
 def _outputs(
     order: Array, place: Array, count: Array, k: int, batch: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    size, n = order.shape
+    _size, n = order.shape
     extra = ((0, 0), (0, k - place.shape[1]))
     valid = _columns(k) < count[:, None]
     place = jnp.where(valid, jnp.pad(place, extra), n)
-    fill = dict(mode="fill", fill_value=n)
+    fill = {"mode": "fill", "fill_value": n}
     indices = jnp.take_along_axis(order, place, axis=1, **fill) if n else place
     return indices.reshape(*batch, k), valid.reshape(*batch, k)
 

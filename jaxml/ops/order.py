@@ -31,11 +31,7 @@ def descending_order(scores: Float[Array, "*batch n"]) -> Int[Array, "*batch n"]
     >>> descending_order(jnp.array([0.5, jnp.nan, 0.9, 0.5])).tolist()
     [2, 0, 3, 1]
     """
-    scores = lax.stop_gradient(jnp.asarray(scores).astype(jnp.float32))
-    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)
-    # Not negative: the higher, the larger the bits. Negative: the lower, the larger.
-    key = jnp.where(bits >> 31 == 1, bits, ~bits & jnp.uint32(0x7FFFFFFF))
-    return stable_order(jnp.where(jnp.isnan(scores), jnp.uint32(0xFFFFFFFF), key))
+    return stable_order(_key(scores))
 
 
 @export("ops.masked_top_k", since="0.1")
@@ -63,11 +59,10 @@ def masked_top_k(
         raise ValueError(f"k must not be negative, got {k}")
     n = scores.shape[-1]
     mask = mask & ~jnp.isnan(scores)
-    # In two steps, so that a kept -inf comes before what is left out.
-    order = descending_order(jnp.where(mask, scores, -jnp.inf))
-    kept = jnp.take_along_axis(mask, order, axis=-1)
-    order = jnp.take_along_axis(order, stable_order(~kept), axis=-1)
-    order = jnp.pad(order, [(0, 0)] * (order.ndim - 1) + [(0, max(0, k - n))])[..., :k]
+    # A key that no score has says that an entry is out: a kept -inf comes before it.
+    rank = lax.bitcast_convert_type(~_key(scores) ^ jnp.uint32(1 << 31), jnp.int32)
+    order = lax.top_k(jnp.where(mask, rank, -(2**31)), min(k, n))[1]
+    order = jnp.pad(order, [(0, 0)] * (order.ndim - 1) + [(0, max(0, k - n))])
     count = jnp.sum(mask, axis=-1, keepdims=True)
     valid = jnp.arange(k).reshape((1,) * (order.ndim - 1) + (k,)) < count
     return jnp.where(valid, order, n), valid
@@ -90,3 +85,12 @@ def stable_order(keys: Array) -> Int[Array, "*batch n"]:
     first = by_half(keys & 0xFFFF)
     second = by_half(jnp.take_along_axis(keys >> 16, first, axis=-1))
     return jnp.take_along_axis(first, second, axis=-1)
+
+
+def _key(scores: Array) -> Array:
+    """uint32 that rise as scores fall, NaN above all."""
+    scores = lax.stop_gradient(jnp.asarray(scores).astype(jnp.float32))
+    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)
+    # Not negative: the higher, the larger the bits. Negative: the lower, the larger.
+    key = jnp.where(bits >> 31 == 1, bits, ~bits & jnp.uint32(0x7FFFFFFF))
+    return jnp.where(jnp.isnan(scores), jnp.uint32(0xFFFFFFFF), key)

@@ -53,7 +53,9 @@ SPECIAL = np.array(
 
 def draw_boxes(rng, n, size=100.0):
     corner = rng.uniform(0, size, (n, 2))
-    return np.float32(np.concatenate([corner, corner + rng.uniform(size / 99, size, (n, 2))], 1))
+    return np.float32(
+        np.concatenate([corner, corner + rng.uniform(size / 99, size, (n, 2))], 1)
+    )
 
 
 def overlap_loop(name, a, b, alpha=None):
@@ -227,7 +229,9 @@ def test_a_code_grows_a_box_no_further_than_the_clamp():
     chex.assert_trees_all_close(bottom - top, 2000.0, rtol=1e-5)
     # The clamp is of the scale, not of the weighted code.
     weighted = decode_boxes(codes, anchor, weights=(10.0, 10.0, 5.0, 5.0))[0]
-    chex.assert_trees_all_close(weighted[2] - weighted[0], 16 * math.exp(1.8), rtol=1e-5)
+    chex.assert_trees_all_close(
+        weighted[2] - weighted[0], 16 * math.exp(1.8), rtol=1e-5
+    )
     smaller = decode_boxes(codes, anchor, max_log_scale=0)
     chex.assert_trees_all_close(smaller, anchor)
     assert math.log(62.5) == MAX_LOG_SCALE

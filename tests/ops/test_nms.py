@@ -110,7 +110,9 @@ def test_labels_cost_no_precision():
     boxes[:, 2:] = 1e-3
     boxes[:, 0] = np.arange(N) % 2 * 0.6e-3  # IoU 0.4
     labels = np.repeat(np.arange(N // 2), 2)
-    kept = keep_by_label(boxes, np.linspace(1, 0.5, N, dtype=np.float32), labels, 0.5, N)
+    kept = keep_by_label(
+        boxes, np.linspace(1, 0.5, N, dtype=np.float32), labels, 0.5, N
+    )
     assert chosen(*kept, N) == list(range(N))
 
 
@@ -305,7 +307,9 @@ def test_soft_can_be_mapped(rng):
     mapped = jax.vmap(lambda b, s: soft_nms(b, s, 9))(boxes, scores)
     for i in range(3):
         one = soft_nms(boxes[i], scores[i], 9)
-        chex.assert_trees_all_close(jax.tree.map(lambda x: x[i], mapped), one, rtol=1e-6)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x: x[i], mapped), one, rtol=1e-6
+        )
 
 
 # Voting.

@@ -77,4 +77,6 @@ def test_bad_k():
 
 def test_it_has_no_gradient():
     f = lambda x: jnp.sum(x[descending_order(x)] * jnp.arange(3.0))
-    chex.assert_trees_all_equal(jax.grad(f)(jnp.array([1.0, 3, 2])), jnp.array([2.0, 0, 1]))
+    chex.assert_trees_all_equal(
+        jax.grad(f)(jnp.array([1.0, 3, 2])), jnp.array([2.0, 0, 1])
+    )

@@ -34,7 +34,9 @@ def cases(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     small = rng.integers(0, 4, (n, 2))
     ties = 4 * np.concatenate([small, small + rng.integers(1, 11, (n, 2))], 1)
     any_corner = rng.integers(0, 24, (n, 2))
-    degenerate = np.concatenate([any_corner, any_corner + rng.integers(-3, 9, (n, 2))], 1)
+    degenerate = np.concatenate(
+        [any_corner, any_corner + rng.integers(-3, 9, (n, 2))], 1
+    )
     distinct = rng.permutation(n) / np.float32(n)
     few = rng.integers(0, 5, n) / np.float32(8)
     boxes = {
