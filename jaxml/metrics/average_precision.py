@@ -275,4 +275,5 @@ def _mean(values: np.ndarray, axis: Any) -> np.ndarray:
     """Over what is not NaN; NaN if all is."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis)
-    return np.where(known.any(axis), total, np.nan) / np.maximum(known.sum(axis), 1)
+    mean = np.where(known.any(axis), total, np.nan) / np.maximum(known.sum(axis), 1)
+    return np.asarray(mean)

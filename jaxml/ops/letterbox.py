@@ -73,7 +73,11 @@ def letterbox(
 
 @export("ops.letterbox_image", since="0.1")
 def letterbox_image(
-    image: Image, place: Letterbox, *, fill: Number = 114 / 255, method: str = "bilinear"
+    image: Image,
+    place: Letterbox,
+    *,
+    fill: Number = 114 / 255,
+    method: str = "bilinear",
 ) -> Float[Array, "out_height out_width channels"]:
     """The image in its frame.
 
@@ -126,9 +130,7 @@ def unletterbox_boxes(
 
 def _along(boxes: Array, place: Letterbox) -> tuple[Array, Array]:
     """Scale and start of (x, y, x, y)."""
-    down, right = (
-        m / n for m, n in zip(place.inner, place.image, strict=True)
-    )
+    down, right = (m / n for m, n in zip(place.inner, place.image, strict=True))
     top, left = place.start
     shape = (1,) * (boxes.ndim - 1) + (4,)
     scale = jnp.array([right, down] * 2, jnp.float32).reshape(shape)

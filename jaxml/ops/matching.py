@@ -154,7 +154,9 @@ def sample_matches(
             f"got {num_samples} and {positive_fraction}"
         )
     most = int(num_samples * positive_fraction)
-    draw = jax.random.uniform(key, is_positive.shape)  # an anchor is of one kind at most
+    draw = jax.random.uniform(
+        key, is_positive.shape
+    )  # an anchor is of one kind at most
     positives, is_drawn = masked_top_k(draw, is_positive, most)
     others, is_other = masked_top_k(draw, is_negative & ~is_positive, num_samples)
     count = jnp.sum(is_drawn)

@@ -85,7 +85,9 @@ def test_what_may_be_left_out_and_the_best_are_taken(rng):
         del batch[name]
     batch["boxes"] = np.round(batch["boxes"] / 4) * 4
     half = jnp.asarray(np.round(outputs[0] / 4) * 4, jnp.bfloat16)
-    total = jax.jit(metric.update)(metric.init(), {"found": (half, *outputs[1:])}, batch)
+    total = jax.jit(metric.update)(
+        metric.init(), {"found": (half, *outputs[1:])}, batch
+    )
     for image, truth in zip(detections, truths, strict=True):
         best = np.argsort(-image["scores"], kind="stable")[:5]
         for name in image:
