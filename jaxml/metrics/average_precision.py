@@ -244,7 +244,7 @@ def interpolated(false: np.ndarray, objects: int, recalls: np.ndarray) -> np.nda
 def best_precision(false: np.ndarray) -> np.ndarray:
     """At each true positive, the best precision there or at a later one."""
     true = np.arange(1, len(false) + 1, dtype=float)
-    precision = true / (false + true + np.spacing(1))
+    precision = true / (false + true)
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
