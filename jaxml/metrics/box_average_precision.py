@@ -192,7 +192,10 @@ def match_image(
         outcome = jnp.any(chosen, axis=2), jnp.any(chosen & ignored, axis=2)
         return free & ~(chosen & ~crowd[None, None]), outcome
 
-    free = jnp.ones((len(thresholds), ignored.shape[1], real.shape[0]), bool)
+    free = jnp.broadcast_to(
+        truth["boxes_mask"][None, None],
+        (len(thresholds), ignored.shape[1], real.shape[0]),
+    )
     return lax.scan(take, free, iou)[1]
 
 

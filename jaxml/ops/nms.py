@@ -197,7 +197,8 @@ def soft_nms(
         indices = indices.at[slot].set(jnp.where(found, best.astype(jnp.int32), n))
         return left, indices, taken.at[slot].set(jnp.where(found, score, 0))
 
-    state = (scores, jnp.full(max_outputs, n), jnp.zeros(max_outputs))
+    none = jnp.sum(jnp.isnan(scores), dtype=jnp.int32)  # 0, on every device its own
+    state = (scores, jnp.full(max_outputs, n) + none, jnp.zeros(max_outputs) + none)
     _, indices, taken = lax.fori_loop(0, k, take, state) if n else state
     return indices, indices < n, taken
 
@@ -345,8 +346,8 @@ def _visit(
             done = jnp.sum(kept_label < mine[1][:, :1], axis=1)
             first = jnp.min(done) // slab
         last = -(-jnp.max(jnp.minimum(count, most)) // slab)
-        dead = lax.fori_loop(first, last, compare, jnp.zeros((size, _TILE), bool))
-        alive = ~dead & (place < num[:, None]) & (count < most)[:, None]
+        dead = lax.fori_loop(first, last, compare, place >= num[:, None])
+        alive = ~dead & (count < most)[:, None]
 
         def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
             keep, _ = state
@@ -367,12 +368,13 @@ def _visit(
         count = count + jnp.sum(keep, axis=1, dtype=jnp.int32)
         return tile + 1, count, kept, kept_label, places
 
+    none = 0 * num[:, None]  # which, inside `shard_map`, differs from device to device
     state = (
         jnp.int32(0),
-        jnp.zeros_like(num),
-        jnp.zeros((size, 5, room)),
-        jnp.full((size, room), _NO_LABEL),
-        jnp.zeros((size, room), jnp.int32),
+        none[:, 0],
+        jnp.broadcast_to(none[..., None].astype(jnp.float32), (size, 5, room)),
+        jnp.broadcast_to(none + _NO_LABEL, (size, room)),
+        jnp.broadcast_to(none, (size, room)),
     )
     _, count, _, _, places = lax.while_loop(has_more, visit, state)
     return places[:, :most], jnp.minimum(count, most)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from jaxml.ops.nms import batched_nms, box_voting, nms, soft_nms
+from jaxml.parallel import data_mesh
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "nms.npz")
 N = 300  # of most tests, so that few programs are compiled
@@ -185,6 +187,26 @@ def test_twenty_batches_compile_once(rng):
         mask = np.arange(N) < 15 * i
         kept = f(boxes, scores, mask)
         assert chosen(*kept, N) == nms_loop(boxes, scores, 0.5, mask=mask)[:50]
+
+
+def test_each_device_has_its_images(rng):
+    mesh = data_mesh()
+    boxes, scores = map(
+        np.stack, zip(*[scene(rng) for _ in range(mesh.size)], strict=True)
+    )
+    expected = keep(boxes, scores, 0.5, 40)
+    spec = P("data")
+
+    def both(boxes, scores):
+        hard = jax.vmap(lambda b, s: nms(b, s, 0.5, 40))(boxes, scores)
+        return hard, jax.vmap(lambda b, s: soft_nms(b, s, 3))(boxes, scores)
+
+    split = jax.jit(
+        jax.shard_map(both, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    )
+    hard, soft = split(boxes, scores)
+    chex.assert_trees_all_equal(hard, expected)
+    chex.assert_shape(soft, (mesh.size, 3))
 
 
 def test_half_precision_boxes_are_compared_in_float32(rng):

@@ -45,7 +45,9 @@ def evaluated(detections, truths, classes, use_masks=False):
         real = coco.COCO()
         real.dataset = {
             "info": {},
-            "images": [{"id": i} for i in range(len(truths))],
+            "images": [
+                {"id": i, "height": 120, "width": 130} for i in range(len(truths))
+            ],
             "categories": [{"id": c} for c in range(classes)],
             "annotations": annotations(truths, use_masks),
         }
