@@ -80,7 +80,7 @@ def ink_on(colour: Colour) -> str:
 
 def font_for(picture: Image.Image) -> ImageFont.FreeTypeFont:
     """Letters that suit the size of the picture."""
-    size = min(22, max(12, round(max(picture.size) / 46)))
+    size = min(22, max(11, round(max(picture.size) / 54)))
     return ImageFont.truetype(findfont("DejaVu Sans:bold"), size)
 
 
@@ -100,7 +100,7 @@ class Tags:
 
     def put(self, text: str, box: Box, colour: Colour) -> None:
         """Writes a name at a corner of a box, where there is room."""
-        left, top, right, bottom = self._pen.textbbox((0, 0), text, self._font)
+        left, _, right, _ = self._pen.textbbox((0, 0), text, self._font)
         ascent, descent = self._font.getmetrics()
         width, height = right - left + 8, ascent + descent + 2
         spots = [

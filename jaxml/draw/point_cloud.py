@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from jaxml.draw.canvas import INK, PathLike, save_image
 from jaxml.draw.photograph import check_labels, class_colour, class_name, font_for
 from jaxml.export import export
+from jaxml.ops.color import Number
 from jaxml.typing import Array, Float, Int
 
 
@@ -20,7 +21,7 @@ def save_point_cloud(
     labels: Int[Array, "n"] | None = None,
     colours: Float[Array, "n 3"] | None = None,
     class_names: Sequence[str] | None = None,
-    views: Sequence[tuple[float, float]] = ((-60.0, 20.0), (30.0, 20.0)),
+    views: Sequence[tuple[Number, Number]] = ((-60.0, 20.0), (30.0, 20.0)),
     size: int = 480,
     radius: float | None = None,
 ) -> Image.Image:
@@ -79,8 +80,8 @@ def save_point_cloud(
 def _view(
     cloud: np.ndarray,
     rgb: np.ndarray,
-    turn: float,
-    rise: float,
+    turn: Number,
+    rise: Number,
     size: int,
     radius: float,
 ) -> Image.Image:
