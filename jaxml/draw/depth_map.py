@@ -8,6 +8,7 @@ from PIL import Image
 
 from jaxml.draw.canvas import FAINT, PathLike, finish, new_figure
 from jaxml.export import export
+from jaxml.ops.color import Number
 from jaxml.typing import Array, Bool, Float
 
 
@@ -17,8 +18,8 @@ def save_depth_map(
     depth: Float[Array, "height width"],
     *,
     valid: Bool[Array, "height width"] | None = None,
-    low: float | None = None,
-    high: float | None = None,
+    low: Number | None = None,
+    high: Number | None = None,
     unit: str = "",
     title: str = "",
 ) -> Image.Image:

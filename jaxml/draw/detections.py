@@ -16,6 +16,7 @@ from jaxml.draw.photograph import (
     photograph,
 )
 from jaxml.export import export
+from jaxml.ops.color import Number
 from jaxml.typing import Array, Bool, Float, Int
 
 
@@ -30,7 +31,7 @@ def save_detections(
     class_names: Sequence[str] | None = None,
     mask: Bool[Array, "n"] | None = None,
     masks: Bool[Array, "n height width"] | None = None,
-    min_score: float = 0.0,
+    min_score: Number = 0.0,
     scale: int | None = None,
 ) -> Image.Image:
     """Boxes with names and scores on a photograph, the best on top.

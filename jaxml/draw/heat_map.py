@@ -7,6 +7,7 @@ from PIL import Image
 from jaxml.draw.canvas import PathLike, save_image
 from jaxml.draw.photograph import photograph
 from jaxml.export import export
+from jaxml.ops.color import Number
 from jaxml.typing import Array, Float
 
 
@@ -16,9 +17,9 @@ def save_heat_map(
     image: Array,
     heat: Float[Array, "rows columns"],
     *,
-    low: float | None = None,
-    high: float | None = None,
-    opacity: float = 0.75,
+    low: Number | None = None,
+    high: Number | None = None,
+    opacity: Number = 0.75,
     scale: int | None = None,
 ) -> Image.Image:
     """Heat from dark violet over orange to yellow; the colder, the more of the image.

@@ -41,7 +41,7 @@ def save_key_points(
     seen = np.isfinite(points).all(axis=2)
     if visible is not None:
         seen &= np.asarray(visible)
-    if limbs and not (0 <= np.min(limbs) and np.max(limbs) < points.shape[1]):
+    if limbs and not (np.min(limbs) >= 0 and np.max(limbs) < points.shape[1]):
         raise ValueError(
             f"limbs must join points in [0, {points.shape[1]}), got {list(limbs)}"
         )

@@ -14,9 +14,10 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxml.draw.canvas import COLOURS
+from jaxml.ops.color import Number
 
 Colour = tuple[int, int, int]
-Box = tuple[float, float, float, float]
+Box = tuple[Number, Number, Number, Number]
 
 
 def photograph(image: Any, scale: int | None = None) -> tuple[Image.Image, int]:
@@ -125,7 +126,7 @@ class Tags:
         self._pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
         self._pen.text((x + 4 - left, y + 1), text, ink_on(colour), self._font)
 
-    def _inside(self, x: float, y: float, width: float, height: float) -> Box:
+    def _inside(self, x: Number, y: Number, width: Number, height: Number) -> Box:
         x = max(0, min(round(x), self._size[0] - width))
         y = max(0, min(round(y), self._size[1] - height))
         return x, y, x + width, y + height
@@ -147,6 +148,6 @@ def check_labels(labels: np.ndarray, names: Sequence[str] | None) -> None:
         )
 
 
-def _overlap(a: Box, b: Box) -> float:
+def _overlap(a: Box, b: Box) -> Number:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(width, 0) * max(height, 0)

@@ -23,7 +23,7 @@ def save_point_cloud(
     class_names: Sequence[str] | None = None,
     views: Sequence[tuple[Number, Number]] = ((-60.0, 20.0), (30.0, 20.0)),
     size: int = 480,
-    radius: float | None = None,
+    radius: Number | None = None,
 ) -> Image.Image:
     """The cloud in parallel projection, one picture for each view, side by side.
 
@@ -83,7 +83,7 @@ def _view(
     turn: Number,
     rise: Number,
     size: int,
-    radius: float,
+    radius: Number,
 ) -> Image.Image:
     """Points as discs, the nearest last, those far away paler."""
     a, b = np.deg2rad([turn, rise])

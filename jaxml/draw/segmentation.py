@@ -14,6 +14,7 @@ from jaxml.draw.photograph import (
     photograph,
 )
 from jaxml.export import export
+from jaxml.ops.color import Number
 from jaxml.typing import Array, Int
 
 
@@ -25,7 +26,7 @@ def save_segmentation(
     *,
     class_names: Sequence[str] | None = None,
     ignored: Sequence[int] = (),
-    opacity: float = 0.6,
+    opacity: Number = 0.6,
     scale: int | None = None,
 ) -> Image.Image:
     """Regions in the colours of their classes, with a line between them and a name in each.

@@ -25,6 +25,7 @@ import numpy as np
 from jaxml.export import export
 from jaxml.metrics.average_precision import best_precision, interpolated
 from jaxml.metrics.labelled_boxes import flat_boxes
+from jaxml.ops.color import Number
 
 _ELEVEN = np.arange(11) / 10  # of which 3 / 10 objects reach the fourth
 
@@ -48,7 +49,7 @@ def voc_average_precision(
     truths: Sequence[Mapping[str, Any]],
     *,
     num_classes: int | None = None,
-    iou_threshold: float = 0.5,
+    iou_threshold: Number = 0.5,
     style: str = "2012",
 ) -> VocResult:
     """Mean average precision of VOC.

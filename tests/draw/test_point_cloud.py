@@ -10,14 +10,14 @@ FRONT = [(0.0, 0.0)]  # from positive x
 
 
 def test_the_near_point_covers_the_far_one(tmp_path):
-    points = np.float32([[1, 0, 0], [-1, 0, 0], [0, 0.5, 0.5]])
+    points = np.float32([[1, 0, 0], [-1, 0, 0], [0, 0.5, 0.5], [0, -0.5, -0.5]])
     path = tmp_path / "points.png"
     options = {"views": FRONT, "size": 100, "radius": 6.0}
-    picture = save_point_cloud(path, points, labels=np.array([1, 2, 0]), **options)
+    picture = save_point_cloud(path, points, labels=np.array([1, 2, 0, 0]), **options)
     assert path.exists()
     pixels = np.asarray(picture).astype(int)
     assert np.abs(pixels[50, 50] - class_colour(1)).max() <= 2
-    behind = save_point_cloud(None, -points, labels=np.array([1, 2, 0]), **options)
+    behind = save_point_cloud(None, -points, labels=np.array([1, 2, 0, 0]), **options)
     assert np.abs(np.asarray(behind)[50, 50].astype(int) - class_colour(2)).max() <= 2
 
 

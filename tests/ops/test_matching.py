@@ -10,6 +10,7 @@ from jaxml.ops.boxes import encode_boxes
 from jaxml.ops.matching import match_anchors, sample_matches
 
 match = jax.jit(match_anchors, static_argnames=("positive", "negative", "low_quality"))
+sample = jax.jit(sample_matches, static_argnums=3, static_argnames="positive_fraction")
 N, M = 60, 7
 
 
@@ -74,7 +75,7 @@ def test_matches_are_those_of_the_loop(rng, high, low, low_quality):
 def test_an_image_without_objects_is_all_background(rng):
     anchors, boxes, _ = scene(rng)
     for some, mask in ((boxes, np.zeros(M, bool)), (boxes[:0], np.zeros(0, bool))):
-        found = match_anchors(anchors, some, mask, is_ignored=mask)
+        found = match(anchors, some, mask, is_ignored=mask)
         assert not found.is_positive.any()
         assert found.is_negative.all()
         assert (found.index == len(some)).all()
@@ -83,10 +84,10 @@ def test_an_image_without_objects_is_all_background(rng):
 
 def test_padding_and_objects_that_nothing_touches_make_nothing_positive(rng):
     anchors, boxes, mask = scene(rng)
-    expected = match_anchors(anchors, boxes, mask)
+    expected = match(anchors, boxes, mask)
     boxes[5:] = 0  # padding
     far = np.concatenate([boxes, [[900, 900, 950, 950]]]).astype(np.float32)
-    actual = match_anchors(anchors, far, np.append(mask, True))
+    actual = match(anchors, far, np.append(mask, True))
     chex.assert_trees_all_equal(actual[1:], expected[1:])
 
 
@@ -103,9 +104,9 @@ def test_the_best_anchor_of_an_object_answers_for_its_own_best():
 def test_anchors_may_be_left_out(rng):
     anchors, boxes, mask = scene(rng)
     keep = rng.random(N) < 0.5
-    actual = match_anchors(anchors, boxes, mask, anchors_mask=keep)
+    actual = match(anchors, boxes, mask, anchors_mask=keep)
     assert not (actual.is_positive | actual.is_negative)[~keep].any()
-    alone = match_anchors(anchors[keep], boxes, mask)
+    alone = match(anchors[keep], boxes, mask)
     chex.assert_trees_all_close([x[keep] for x in actual], list(alone))
 
 
@@ -119,11 +120,11 @@ def test_targets_are_finite_and_nothing_has_a_gradient(rng):
         codes = encode_boxes(mine, anchors)
         return jnp.sum(jnp.where(found.is_positive[:, None], codes, 0)), found.iou
 
-    grads, _ = jax.grad(loss, (0, 1), has_aux=True)(anchors, boxes)
+    grads, _ = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(anchors, boxes)
     chex.assert_tree_all_finite(grads)
     through = lambda *args: loss(*args)[1].sum()
     chex.assert_trees_all_equal(
-        jax.grad(through, (0, 1))(anchors, boxes), (0 * anchors, 0 * boxes)
+        jax.jit(jax.grad(through, (0, 1)))(anchors, boxes), (0 * anchors, 0 * boxes)
     )
 
 
@@ -156,7 +157,7 @@ def kinds(positives, negatives):
 def test_how_many_are_drawn(positives, negatives, expected):
     is_positive, is_negative = kinds(positives, negatives)
     for seed in range(3):
-        indices, drawn, valid = sample_matches(
+        indices, drawn, valid = sample(
             jax.random.key(seed), is_positive, is_negative, 16
         )
         got = np.asarray(indices)[np.asarray(valid)]
@@ -192,9 +193,9 @@ def test_the_same_key_draws_the_same_and_shapes_are_static(rng):
 
 
 def test_more_than_there_are(rng):
-    sample = sample_matches(jax.random.key(0), *kinds(2, 3), 100)
-    chex.assert_shape(sample, [(100,)] * 3)
-    assert sample.valid.sum() == 5
+    drawn = sample(jax.random.key(0), *kinds(2, 3), 100)
+    chex.assert_shape(drawn, [(100,)] * 3)
+    assert drawn.valid.sum() == 5
 
 
 def test_bad_numbers_are_named():
