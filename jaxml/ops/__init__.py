@@ -11,7 +11,9 @@
 | `patches` | an image as a sequence of patches, and back |
 | `sampling` | bilinear sampling at any points, affine warps |
 | `boxes` | overlaps (IoU, GIoU, DIoU, CIoU), codes and formats of boxes |
-| `nms` | exact greedy suppression, by class, soft; box voting |
+| `nms` | exact greedy suppression, also by class |
+| `soft_nms` | suppression that lowers scores |
+| `box_voting` | kept boxes at the mean of those around them |
 | `anchors` | anchors and centers over a feature pyramid |
 | `matching` | which object an anchor answers for, and a balanced draw of anchors |
 | `letterbox` | images and boxes in a frame of fixed size, and back |
@@ -37,6 +39,7 @@ from jaxml.ops.augment import random_solarize as random_solarize
 from jaxml.ops.augment import random_vertical_flip as random_vertical_flip
 from jaxml.ops.augment import to_float as to_float
 from jaxml.ops.blur import gaussian_blur as gaussian_blur
+from jaxml.ops.box_voting import box_voting as box_voting
 from jaxml.ops.boxes import box_area as box_area
 from jaxml.ops.boxes import box_ioa as box_ioa
 from jaxml.ops.boxes import box_iou as box_iou
@@ -71,9 +74,7 @@ from jaxml.ops.matching import Sample as Sample
 from jaxml.ops.matching import match_anchors as match_anchors
 from jaxml.ops.matching import sample_matches as sample_matches
 from jaxml.ops.nms import batched_nms as batched_nms
-from jaxml.ops.nms import box_voting as box_voting
 from jaxml.ops.nms import nms as nms
-from jaxml.ops.nms import soft_nms as soft_nms
 from jaxml.ops.order import descending_order as descending_order
 from jaxml.ops.order import masked_top_k as masked_top_k
 from jaxml.ops.patches import patchify as patchify
@@ -84,6 +85,7 @@ from jaxml.ops.sampling import affine as affine
 from jaxml.ops.sampling import sample_bilinear as sample_bilinear
 from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
+from jaxml.ops.soft_nms import soft_nms as soft_nms
 from jaxml.ops.views import byol_view1 as byol_view1
 from jaxml.ops.views import byol_view2 as byol_view2
 from jaxml.ops.views import byol_views as byol_views

@@ -23,10 +23,10 @@ score NaN or -inf, or a coordinate not finite. A box without area overlaps nothi
 threshold is compared as the real number it was written as: 0.3 suppresses what float32
 rounds to just above it.
 
-Reference: Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV
-2017, https://arxiv.org/abs/1704.04503 (figure 2: greedy and soft, equations 2 and 3);
-Gidaris and Komodakis, "Object detection via a multi-region & semantic segmentation-aware
-CNN model", ICCV 2015, https://arxiv.org/abs/1505.01749 (section 5: voting).
+Reference: Girshick et al., "Rich feature hierarchies for accurate object detection and
+semantic segmentation", CVPR 2014, https://arxiv.org/abs/1311.2524 (section 2.2: greedily,
+by class); Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV
+2017, https://arxiv.org/abs/1704.04503 (figure 2: the loop).
 """
 
 import math
@@ -39,7 +39,6 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxml.export import export
-from jaxml.ops.boxes import box_iou
 from jaxml.ops.color import Number, Scalar
 from jaxml.ops.order import descending_order, stable_order
 from jaxml.typing import Array, Bool, Float, Int
@@ -76,8 +75,8 @@ def nms(
     >>> indices.tolist(), valid.tolist()
     ([1, 2, 3], [True, True, False])
     """
-    _check(iou_threshold, max_outputs)
-    (boxes, scores), batch = _flat(boxes, _candidates(boxes, scores, mask))
+    check_suppression(iou_threshold, max_outputs)
+    (boxes, scores), batch = _flat(boxes, candidates(boxes, scores, mask))
     order = descending_order(scores)
     place, count = _greedy(
         boxes, scores, order, None, iou_threshold, min(max_outputs, boxes.shape[1])
@@ -109,8 +108,8 @@ def batched_nms(
     >>> batched_nms(boxes, scores, labels, 0.5, 3)[0].tolist()
     [1, 0, 3]
     """
-    _check(iou_threshold, max_outputs)
-    scores = _candidates(boxes, scores, mask)
+    check_suppression(iou_threshold, max_outputs)
+    scores = candidates(boxes, scores, mask)
     (boxes, scores, labels), batch = _flat(boxes, scores, labels)
     best = descending_order(scores)  # by score
     labels = jnp.where(jnp.isneginf(scores), _NO_LABEL, labels.astype(jnp.int32))
@@ -128,113 +127,6 @@ def batched_nms(
     slot = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, k)
     first = jnp.full((size, k), n).at[image, slot].set(_columns(n), mode="drop")
     return _outputs(best, first, count, max_outputs, batch)
-
-
-@export("ops.soft_nms", since="0.1")
-def soft_nms(
-    boxes: Float[Array, "n 4"],
-    scores: Float[Array, "n"],
-    max_outputs: int,
-    *,
-    method: str = "gaussian",
-    sigma: Scalar = 0.5,
-    iou_threshold: Scalar = 0.3,
-    min_score: Scalar = 1e-3,
-    labels: Int[Array, "n"] | None = None,
-    mask: Bool[Array, "n"] | None = None,
-) -> tuple[Int[Array, "k"], Bool[Array, "k"], Float[Array, "k"]]:
-    """Lowers the scores of boxes that overlap a better one, in place of dropping them.
-
-    The best box is taken, the others' scores are multiplied, and again:
-
-        linear:    1 - IoU where IoU > iou_threshold, else 1
-        gaussian:  exp(-IoU^2 / sigma)
-
-    Args:
-        boxes: xyxy pixels.
-        scores: not negative; among equal ones the first box is taken.
-        max_outputs: k, at a cost of n each.
-        method: "gaussian" or "linear".
-        sigma: of the Gaussian.
-        iou_threshold: of the linear kind.
-        min_score: a box whose score has sunk below it is dropped.
-        labels: with them, boxes lower only those of their own label.
-        mask: False for padding.
-
-    Returns:
-        (indices, valid, scores), the scores as they were when the box was taken, falling.
-        Where `valid` is False the index is n and the score 0.
-
-    Raises:
-        ValueError: if the method is unknown, the threshold is not in [0, 1], sigma is
-            not positive or `max_outputs` is negative.
-    """
-    _check(iou_threshold, max_outputs)
-    if method not in ("gaussian", "linear"):
-        raise ValueError(f"method must be 'gaussian' or 'linear', got {method!r}")
-    if isinstance(sigma, Number) and not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
-    scores = _candidates(boxes, scores, mask)
-    boxes = lax.stop_gradient(jnp.asarray(boxes).astype(jnp.float32))
-    n, k = scores.shape[0], min(max_outputs, scores.shape[0])
-
-    def take(slot: Array, state: Any) -> Any:
-        left, indices, taken = state
-        best = jnp.argmax(left)
-        score = left[best]
-        found = (score >= min_score) & jnp.isfinite(score)
-        iou = box_iou(boxes[best][None], boxes)[0]
-        if method == "gaussian":
-            factor = jnp.exp(-jnp.square(iou) / sigma)
-        else:
-            factor = jnp.where(iou > _as_float32(iou_threshold), 1 - iou, 1)
-        if labels is not None:
-            factor = jnp.where(labels == labels[best], factor, 1)
-        factor = factor.at[best].set(1)
-        # What is no candidate stays at -inf.
-        left = jnp.where(jnp.isneginf(left), left, left * factor)
-        left = left.at[best].set(-jnp.inf)
-        indices = indices.at[slot].set(jnp.where(found, best.astype(jnp.int32), n))
-        return left, indices, taken.at[slot].set(jnp.where(found, score, 0))
-
-    none = jnp.sum(jnp.isnan(scores), dtype=jnp.int32)  # 0, on every device its own
-    state = (scores, jnp.full(max_outputs, n) + none, jnp.zeros(max_outputs) + none)
-    _, indices, taken = lax.fori_loop(0, k, take, state) if n else state
-    return indices, indices < n, taken
-
-
-@export("ops.box_voting", since="0.1")
-def box_voting(
-    kept: Float[Array, "k 4"],
-    boxes: Float[Array, "n 4"],
-    scores: Float[Array, "n"],
-    *,
-    iou_threshold: Scalar = 0.5,
-    mask: Bool[Array, "n"] | None = None,
-) -> Float[Array, "k 4"]:
-    """Moves every kept box to the mean of the boxes around it, weighted by score.
-
-    Args:
-        kept: xyxy pixels, such as `nms` keeps.
-        boxes: xyxy pixels, all of them, before suppression.
-        scores: not negative.
-        iou_threshold: boxes vote where they overlap by this much, or more.
-        mask: False for padding, which has no vote.
-
-    Returns:
-        The moved boxes; one for which nobody votes stays.
-    """
-    weight = _candidates(boxes, scores, mask)
-    is_voter = weight > 0
-    near = (box_iou(kept, boxes) >= iou_threshold) & is_voter[None]
-    weight = jnp.where(near, jnp.where(is_voter, weight, 0)[None], 0)
-    total = jnp.sum(weight, axis=1, keepdims=True)
-    # Relative to the kept box, whose large coordinates the sum would round.
-    kept = jnp.asarray(kept).astype(jnp.float32)
-    away = jnp.asarray(boxes).astype(jnp.float32)[None] - kept[:, None]
-    away = jnp.where(near[..., None], away, 0)
-    move = jnp.sum(weight[..., None] * away, axis=1)
-    return kept + jnp.where(total > 0, move / jnp.where(total > 0, total, 1), 0)
 
 
 def _greedy(
@@ -265,7 +157,7 @@ def _greedy(
     planes = jnp.stack([jnp.take_along_axis(x, order, axis=1) for x in columns], axis=1)
     label = jnp.take_along_axis(label, order, axis=1)
     num = jnp.sum(~jnp.isneginf(scores), axis=1, dtype=jnp.int32)
-    threshold = jnp.broadcast_to(_as_float32(iou_threshold), (size,))
+    threshold = jnp.broadcast_to(as_float32(iou_threshold), (size,))
     by_image = _batched(most, labels is not None)
     return by_image(planes, label, num, threshold)
 
@@ -388,7 +280,7 @@ def _exceeds(a: Array, b: Array, threshold: Array) -> Array:
     return inter / (a[:, 4] + b[:, 4] - inter) > threshold
 
 
-def _candidates(boxes: Array, scores: Array, mask: Array | None) -> Array:
+def candidates(boxes: Array, scores: Array, mask: Array | None) -> Array:
     """The scores in float32, -inf for what is no candidate."""
     is_one = jnp.all(jnp.isfinite(boxes), axis=-1) & ~jnp.isnan(scores)
     is_one = is_one if mask is None else is_one & mask
@@ -425,7 +317,7 @@ def _columns(size: int) -> Array:
     return jnp.arange(size, dtype=jnp.int32)[None]
 
 
-def _as_float32(threshold: Scalar) -> Array:
+def as_float32(threshold: Scalar) -> Array:
     """The largest float32 that is not above the threshold.
 
     A float32 lies above the real number if and only if it lies above this one.
@@ -437,7 +329,7 @@ def _as_float32(threshold: Scalar) -> Array:
     return jnp.float32(below if float(near) > threshold else near)
 
 
-def _check(iou_threshold: Scalar, max_outputs: int) -> None:
+def check_suppression(iou_threshold: Scalar, max_outputs: int) -> None:
     if isinstance(iou_threshold, Number) and not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
     if max_outputs < 0:
