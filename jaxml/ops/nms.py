@@ -330,6 +330,7 @@ def as_float32(threshold: Scalar) -> Array:
 
 
 def check_suppression(iou_threshold: Scalar, max_outputs: int) -> None:
+    """Raises unless the threshold is in [0, 1] and the number not negative."""
     if isinstance(iou_threshold, Number) and not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
     if max_outputs < 0:
