@@ -97,7 +97,7 @@ def _filled(
     """The picture with the pixels of a mask tinted."""
     large = mask.astype(bool).repeat(scale, axis=0).repeat(scale, axis=1)
     pixels = np.asarray(picture).astype(np.float32)
-    pixels[large] = 0.45 * pixels[large] + 0.55 * np.float32(colour)
+    pixels[large] = 0.45 * pixels[large] + 0.55 * np.asarray(colour, np.float32)
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxml.draw.canvas import PathLike, save_image
-from jaxml.draw.photograph import class_colour, line_width, photograph
+from jaxml.draw.photograph import Colour, class_colour, line_width, photograph
 from jaxml.export import export
 from jaxml.typing import Array, Bool, Float
 
@@ -38,7 +38,7 @@ def save_key_points(
     """
     picture, scale = photograph(image, scale)
     points = np.asarray(points, np.float32) * scale
-    seen = np.isfinite(points).all(axis=2)
+    seen: np.ndarray = np.isfinite(points).all(axis=2)
     if visible is not None:
         seen &= np.asarray(visible)
     if limbs and not (np.min(limbs) >= 0 and np.max(limbs) < points.shape[1]):
@@ -55,9 +55,11 @@ def save_key_points(
                 for ink, extra in (((0, 0, 0, 160), 2), ((*colour, 255), 0)):
                     pen.line(ends, ink, (width + extra) * _FINE)
         for x, y in mine[is_seen]:
-            for ink, radius in (("black", 2.2), ("white", 1.8), (colour, 1.3)):
+            discs: list[tuple[str | Colour, float]]
+            discs = [("black", 2.2), ("white", 1.8), (colour, 1.3)]
+            for fill, radius in discs:
                 r = radius * width * _FINE
-                pen.ellipse((x - r, y - r, x + r, y + r), fill=ink)
+                pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     layer = layer.resize(picture.size, Image.Resampling.BOX)
     picture.paste(layer, mask=layer)
     if path is not None:

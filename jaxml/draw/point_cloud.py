@@ -55,8 +55,8 @@ def save_point_cloud(
     if labels is not None:
         mine = np.asarray(labels)[finite]
         check_labels(mine, class_names)
-        classes, place = np.unique(mine, return_inverse=True)
-        classes = classes.tolist()
+        found, place = np.unique(mine, return_inverse=True)
+        classes = found.tolist()
         rgb = np.array([class_colour(c) for c in classes], float)[place.ravel()]
     elif colours is not None:
         rgb = 255 * np.clip(np.asarray(colours, np.float64)[finite], 0, 1)

@@ -60,7 +60,7 @@ def save_segmentation(
     pixels = np.asarray(picture).astype(np.float32)
     for label in classes:
         mine = (large == label) & shown
-        tint = np.float32(class_colour(label))
+        tint = np.asarray(class_colour(label), np.float32)
         pixels[mine] = (1 - opacity) * pixels[mine] + opacity * tint
     pixels[_borders(large)] = 255
     picture = Image.fromarray(np.round(pixels).astype(np.uint8))

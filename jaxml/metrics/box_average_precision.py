@@ -109,7 +109,7 @@ def box_average_precision(
         valid = valid & (labels >= 0) & (labels < num_classes)
         best, is_found = masked_top_k(scores, valid, max_detections)
         boxes, scores, labels = (
-            x.at[best].get(mode="fill", fill_value=fill)
+            jnp.asarray(x).at[best].get(mode="fill", fill_value=fill)
             for x, fill in ((boxes, 0), (scores, 0), (labels, -1))
         )
         before = (labels[:, None] == labels[None]) & jnp.tri(
@@ -180,7 +180,7 @@ def match_image(
     ignored = ignored.T[None]  # [1, areas, objects]
     number = jnp.arange(real.shape[0])[None, None]
 
-    def take(free: Array, iou: Array) -> tuple[Array, tuple[Array, Array]]:
+    def take(free: jax.Array, iou: jax.Array) -> tuple[jax.Array, Any]:
         can = free & (iou[None] >= thresholds[:, None])[:, None]
         counted = can & ~ignored
         can = jnp.where(jnp.any(counted, axis=2, keepdims=True), counted, can)

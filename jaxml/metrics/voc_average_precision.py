@@ -89,7 +89,6 @@ def voc_average_precision(
     # Detections of one image and class stand in the order of their scores.
     _, best = np.unique(claimed, return_index=True)
     is_hit[claimant[best]] = True
-    is_hit &= ~is_ignored
 
     objects = np.bincount(real.labels[~real.ignored], minlength=classes)
     per_class = np.full(classes, np.nan)

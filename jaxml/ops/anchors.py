@@ -64,8 +64,9 @@ def cell_anchors(
     ):
         if not len(numbers) or not min(numbers) > 0:
             raise ValueError(f"{name} must be positive numbers, got {tuple(numbers)}")
-    root = np.sqrt(np.float32(aspect_ratios))[:, None]
-    side = np.ravel(np.outer(np.float32(sizes), np.float32(scales)))[None]
+    root = np.sqrt(np.asarray(aspect_ratios, np.float32))[:, None]
+    side = np.outer(np.asarray(sizes, np.float32), np.asarray(scales, np.float32))
+    side = side.reshape(1, -1)
     half = np.stack([(1 / root * side).ravel(), (root * side).ravel()], axis=1) / 2
     cell = np.concatenate([-half, half], axis=1)
     return jnp.asarray(np.round(cell) if rounded else cell)

@@ -37,14 +37,14 @@ class Matches(NamedTuple):
     """What `match_anchors` finds for each of n anchors and m objects.
 
     Attributes:
-        index: of the object, for positives; m, one past the end, for the others, which
-            `boxes.at[index].get(mode="fill", fill_value=0)` fills.
+        indices: of the object, for positives; m, one past the end, for the others, which
+            `boxes.at[indices].get(mode="fill", fill_value=0)` fills.
         is_positive: answers for an object.
         is_negative: is background. Anchors that are neither are left out of the loss.
         iou: the best with any object.
     """
 
-    index: Int[Array, "n"]
+    indices: Int[Array, "n"]
     is_positive: Bool[Array, "n"]
     is_negative: Bool[Array, "n"]
     iou: Float[Array, "n"]
@@ -97,7 +97,7 @@ def match_anchors(
 
     >>> boxes = jnp.array([[0.0, 0.0, 8.0, 8.0]])
     >>> anchors = jnp.array([[0.0, 0.0, 8.0, 7.0], [20.0, 20.0, 28.0, 28.0]])
-    >>> match_anchors(anchors, boxes, jnp.array([True])).index.tolist()
+    >>> match_anchors(anchors, boxes, jnp.array([True])).indices.tolist()
     [0, 1]
     """
     if not 0 <= negative <= positive <= 1:
@@ -162,8 +162,9 @@ def sample_matches(
     count = jnp.sum(is_drawn)
     slot = jnp.arange(num_samples)
     is_first = slot < count
-    fill = {"mode": "fill", "fill_value": is_positive.shape[0]}
-    first = positives.at[slot].get(**fill)
-    after = others.at[jnp.where(is_first, num_samples, slot - count)].get(**fill)
+    n = is_positive.shape[0]
+    first = jnp.asarray(positives).at[slot].get(mode="fill", fill_value=n)
+    slot_of_other = jnp.where(is_first, num_samples, slot - count)
+    after = jnp.asarray(others).at[slot_of_other].get(mode="fill", fill_value=n)
     valid = slot < count + jnp.sum(is_other)
     return Sample(jnp.where(is_first, first, after), is_first, valid)

@@ -233,7 +233,7 @@ def _visit(
             )
             return dead | jnp.any(overlaps(better, mine), axis=1)
 
-        first = 0
+        first: Any = 0
         if is_labelled:  # kept boxes of lower labels are done with
             done = jnp.sum(kept_label < mine[1][:, :1], axis=1)
             first = jnp.min(done) // slab
@@ -241,7 +241,7 @@ def _visit(
         dead = lax.fori_loop(first, last, compare, place >= num[:, None])
         alive = ~dead & (count < most)[:, None]
 
-        def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        def settle(state: Any) -> Any:
             keep, _ = state
             # Boxes that are out get an infinite area: as fast as overlaps can be read
             # from memory, they are computed anew, if they are not the same each round.
@@ -290,11 +290,12 @@ def candidates(boxes: Array, scores: Array, mask: Array | None) -> Array:
 
 def _flat(boxes: Array, *others: Array) -> tuple[list[Array], tuple[int, ...]]:
     """All with one axis of images in front, and the axes that it stands for."""
-    batch = boxes.shape[:-2]
+    batch = tuple(boxes.shape[:-2])
     size = math.prod(batch)
     boxes = lax.stop_gradient(jnp.asarray(boxes).astype(jnp.float32))
-    flat = [boxes.reshape(size, *boxes.shape[-2:])]
-    return flat + [jnp.reshape(x, (size, x.shape[-1])) for x in others], batch
+    flat: list[Array] = [boxes.reshape(size, *boxes.shape[-2:])]
+    flat.extend(jnp.reshape(x, (size, x.shape[-1])) for x in others)
+    return flat, batch
 
 
 def _outputs(
@@ -304,8 +305,9 @@ def _outputs(
     extra = ((0, 0), (0, k - place.shape[1]))
     valid = _columns(k) < count[:, None]
     place = jnp.where(valid, jnp.pad(place, extra), n)
-    fill = {"mode": "fill", "fill_value": n}
-    indices = jnp.take_along_axis(order, place, axis=1, **fill) if n else place
+    indices = place
+    if n:
+        indices = jnp.take_along_axis(order, place, axis=1, mode="fill", fill_value=n)
     return indices.reshape(*batch, k), valid.reshape(*batch, k)
 
 

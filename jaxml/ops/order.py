@@ -13,6 +13,7 @@ The trap is the score that is no number: NaN has bits above those of infinity an
 win. Here it comes last, and no entry that a mask leaves out is ever chosen.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -68,7 +69,7 @@ def masked_top_k(
     return jnp.where(valid, order, n), valid
 
 
-def stable_order(keys: Array) -> Int[Array, "*batch n"]:
+def stable_order(keys: jax.Array) -> Int[Array, "*batch n"]:
     """Positions of uint32 or bool keys from the lowest to the highest."""
     n, axis = keys.shape[-1], keys.ndim - 1
     place = lax.broadcasted_iota(jnp.uint32, keys.shape, axis)
@@ -76,7 +77,7 @@ def stable_order(keys: Array) -> Int[Array, "*batch n"]:
         place = place.astype(jnp.int32)
         return lax.sort((keys, place), dimension=axis, num_keys=1, is_stable=True)[1]
 
-    def by_half(half: Array) -> Array:
+    def by_half(half: jax.Array) -> jax.Array:
         order = lax.sort(half.astype(jnp.uint32) << 16 | place, dimension=axis)
         return (order & 0xFFFF).astype(jnp.int32)
 
@@ -87,7 +88,7 @@ def stable_order(keys: Array) -> Int[Array, "*batch n"]:
     return jnp.take_along_axis(first, second, axis=-1)
 
 
-def _key(scores: Array) -> Array:
+def _key(scores: Array) -> jax.Array:
     """uint32 that rise as scores fall, NaN above all."""
     scores = lax.stop_gradient(jnp.asarray(scores).astype(jnp.float32))
     bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)

@@ -181,6 +181,13 @@ def test_small_false_detections_do_not_hurt_large_objects():
     np.testing.assert_allclose(values["AP"], 1 / 2)
 
 
+def test_an_area_on_the_border_is_of_both_ranges():
+    side = [0, 0, 32, 32]
+    values = summary(found([side]), objects([side]))
+    assert values["AP_small"] == values["AP_medium"] == 1
+    assert np.isnan(values["AP_large"])
+
+
 def test_classes_are_apart():
     detections = found([BOX, BOX], labels=[1, 0])
     values = coco_average_precision([detections], [objects([BOX], labels=[0])])

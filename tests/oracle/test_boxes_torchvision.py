@@ -95,6 +95,6 @@ def test_matches(rng, high, low, low_quality):
         low_quality=low_quality,
     )
     between = ~(found.is_positive | found.is_negative)
-    actual = np.where(found.is_negative, -1, np.where(between, -2, found.index))
+    actual = np.where(found.is_negative, -1, np.where(between, -2, found.indices))
     np.testing.assert_array_equal(actual, expected)
     assert len(set(np.sign(expected))) > 1
