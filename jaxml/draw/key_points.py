@@ -38,7 +38,7 @@ def save_key_points(
     """
     picture, scale = photograph(image, scale)
     points = np.asarray(points, np.float32) * scale
-    seen: np.ndarray = np.isfinite(points).all(axis=2)
+    seen = np.asarray(np.isfinite(points).all(axis=2))
     if visible is not None:
         seen &= np.asarray(visible)
     if limbs and not (np.min(limbs) >= 0 and np.max(limbs) < points.shape[1]):
