@@ -5,6 +5,12 @@
 | `save_curves` | losses and metrics over steps; `read_curves` reads `metrics.jsonl` |
 | `save_image_sheet` | images side by side: samples, augmented views |
 | `save_attention` | what each head of a transformer looks at in an image |
+| `save_detections` | boxes with names and scores on a photograph, and masks |
+| `save_segmentation` | the class of every pixel, with names |
+| `save_key_points` | joints and limbs, landmarks |
+| `save_heat_map` | where a network looks or expects an object |
+| `save_depth_map` | depth or disparity, with its scale |
+| `save_point_cloud` | points in space from several sides |
 | `save_embedding` | features in the plane by PCA or t-SNE, coloured by class |
 | `save_exponents` | what half precision makes of gradients, a histogram |
 | `save_boundary` | regions of a classifier in the plane |
@@ -26,7 +32,13 @@ from jaxml.draw.comparison import save_bars as save_bars
 from jaxml.draw.comparison import save_table as save_table
 from jaxml.draw.curves import read_curves as read_curves
 from jaxml.draw.curves import save_curves as save_curves
+from jaxml.draw.depth_map import save_depth_map as save_depth_map
+from jaxml.draw.detections import save_detections as save_detections
 from jaxml.draw.embedding import save_embedding as save_embedding
 from jaxml.draw.exponents import save_exponents as save_exponents
 from jaxml.draw.graph import save_graph as save_graph
+from jaxml.draw.heat_map import save_heat_map as save_heat_map
 from jaxml.draw.image_sheet import save_image_sheet as save_image_sheet
+from jaxml.draw.key_points import save_key_points as save_key_points
+from jaxml.draw.point_cloud import save_point_cloud as save_point_cloud
+from jaxml.draw.segmentation import save_segmentation as save_segmentation

@@ -15,12 +15,22 @@
 | `confusion` | the confusion matrix: recalls, F1, IoU |
 | `mean_iou`, `confusion_matrix` | label maps: IoU and accuracies over all pixels |
 | `membrane_scores`, `rand_scores`, `cell_regions` | segmentation of neurons, as ISBI 2012 |
+| `coco_average_precision` | COCO's twelve numbers, of boxes or masks |
+| `voc_average_precision` | mAP of VOC, as in 2007 and since 2010 |
+| `box_average_precision` | COCO's numbers as a `Metric`, on padded boxes |
 | `Metric`, `mean_of`, `combine` | sums over a split, for `jaxml.train.evaluate` |
 """
 
 from jaxml.metrics.accuracy import confusion as confusion
 from jaxml.metrics.accuracy import top_k_accuracy as top_k_accuracy
 from jaxml.metrics.accuracy import top_k_correct as top_k_correct
+from jaxml.metrics.average_precision import CocoResult as CocoResult
+from jaxml.metrics.average_precision import (
+    coco_average_precision as coco_average_precision,
+)
+from jaxml.metrics.box_average_precision import (
+    box_average_precision as box_average_precision,
+)
 from jaxml.metrics.collapse import alignment as alignment
 from jaxml.metrics.collapse import collapse_metrics as collapse_metrics
 from jaxml.metrics.collapse import effective_rank as effective_rank
@@ -47,3 +57,7 @@ from jaxml.metrics.metric import Metric as Metric
 from jaxml.metrics.metric import combine as combine
 from jaxml.metrics.metric import mean_of as mean_of
 from jaxml.metrics.step_disagreement import step_disagreement as step_disagreement
+from jaxml.metrics.voc_average_precision import VocResult as VocResult
+from jaxml.metrics.voc_average_precision import (
+    voc_average_precision as voc_average_precision,
+)

@@ -11,9 +11,20 @@
 | `patches` | an image as a sequence of patches, and back |
 | `receptive_field` | which input pixels an output can see, and which of them count |
 | `sampling` | bilinear sampling at any points, affine warps |
+| `boxes` | overlaps (IoU, GIoU, DIoU, CIoU), codes and formats of boxes |
+| `nms` | exact greedy suppression, also by class |
+| `soft_nms` | suppression that lowers scores |
+| `box_voting` | kept boxes at the mean of those around them |
+| `anchors` | anchors and centers over a feature pyramid |
+| `matching` | which object an anchor answers for, and a balanced draw of anchors |
+| `letterbox` | images and boxes in a frame of fixed size, and back |
+| `order` | stable orders and masked top-k |
 | `similarity` | unit vectors and cosine similarity |
 """
 
+from jaxml.ops.anchors import cell_anchors as cell_anchors
+from jaxml.ops.anchors import grid_centers as grid_centers
+from jaxml.ops.anchors import pyramid_anchors as pyramid_anchors
 from jaxml.ops.augment import apply_with_probability as apply_with_probability
 from jaxml.ops.augment import color_jitter as color_jitter
 from jaxml.ops.augment import cutout as cutout
@@ -29,6 +40,18 @@ from jaxml.ops.augment import random_solarize as random_solarize
 from jaxml.ops.augment import random_vertical_flip as random_vertical_flip
 from jaxml.ops.augment import to_float as to_float
 from jaxml.ops.blur import gaussian_blur as gaussian_blur
+from jaxml.ops.box_voting import box_voting as box_voting
+from jaxml.ops.boxes import box_area as box_area
+from jaxml.ops.boxes import box_ioa as box_ioa
+from jaxml.ops.boxes import box_iou as box_iou
+from jaxml.ops.boxes import clip_boxes as clip_boxes
+from jaxml.ops.boxes import complete_box_iou as complete_box_iou
+from jaxml.ops.boxes import convert_boxes as convert_boxes
+from jaxml.ops.boxes import decode_boxes as decode_boxes
+from jaxml.ops.boxes import distance_box_iou as distance_box_iou
+from jaxml.ops.boxes import encode_boxes as encode_boxes
+from jaxml.ops.boxes import generalized_box_iou as generalized_box_iou
+from jaxml.ops.boxes import has_size as has_size
 from jaxml.ops.color import IMAGENET_MEAN as IMAGENET_MEAN
 from jaxml.ops.color import IMAGENET_STD as IMAGENET_STD
 from jaxml.ops.color import adjust_brightness as adjust_brightness
@@ -42,6 +65,19 @@ from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
 from jaxml.ops.color import solarize as solarize
 from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
 from jaxml.ops.lab import rgb_to_lab as rgb_to_lab
+from jaxml.ops.letterbox import Letterbox as Letterbox
+from jaxml.ops.letterbox import letterbox as letterbox
+from jaxml.ops.letterbox import letterbox_boxes as letterbox_boxes
+from jaxml.ops.letterbox import letterbox_image as letterbox_image
+from jaxml.ops.letterbox import unletterbox_boxes as unletterbox_boxes
+from jaxml.ops.matching import Matches as Matches
+from jaxml.ops.matching import Sample as Sample
+from jaxml.ops.matching import match_anchors as match_anchors
+from jaxml.ops.matching import sample_matches as sample_matches
+from jaxml.ops.nms import batched_nms as batched_nms
+from jaxml.ops.nms import nms as nms
+from jaxml.ops.order import descending_order as descending_order
+from jaxml.ops.order import masked_top_k as masked_top_k
 from jaxml.ops.patches import patchify as patchify
 from jaxml.ops.patches import unpatchify as unpatchify
 from jaxml.ops.receptive_field import ReceptiveField as ReceptiveField
@@ -60,6 +96,7 @@ from jaxml.ops.sampling import affine as affine
 from jaxml.ops.sampling import sample_bilinear as sample_bilinear
 from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
+from jaxml.ops.soft_nms import soft_nms as soft_nms
 from jaxml.ops.views import byol_view1 as byol_view1
 from jaxml.ops.views import byol_view2 as byol_view2
 from jaxml.ops.views import byol_views as byol_views
