@@ -46,7 +46,7 @@ from jaxml.ops.patches import unpatchify as unpatchify
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.sampling import affine as affine
-from jaxml.ops.sampling import sample_bilinear as sample_bilinear
+from jaxml.ops.sampling import bilinear_sample as bilinear_sample
 from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
 from jaxml.ops.views import byol_view1 as byol_view1
