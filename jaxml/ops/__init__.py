@@ -10,6 +10,10 @@
 | `blur` | Gaussian blur |
 | `patches` | an image as a sequence of patches, and back |
 | `sampling` | bilinear sampling at any points, affine warps |
+| `roi` | RoIPool, RoIAlign, and their position-sensitive kinds |
+| `multilevel_roi` | RoIAlign on a pyramid of features |
+| `deform_roi` | RoIAlign with bins that move |
+| `grids`, `max_grids`, `regions` | what these are made of |
 | `similarity` | unit vectors and cosine similarity |
 """
 
@@ -39,12 +43,19 @@ from jaxml.ops.color import hsv_to_rgb as hsv_to_rgb
 from jaxml.ops.color import normalize as normalize
 from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
 from jaxml.ops.color import solarize as solarize
+from jaxml.ops.deform_roi import deform_roi_pool as deform_roi_pool
 from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
 from jaxml.ops.lab import rgb_to_lab as rgb_to_lab
+from jaxml.ops.multilevel_roi import multilevel_roi_align as multilevel_roi_align
+from jaxml.ops.multilevel_roi import pyramid_level as pyramid_level
 from jaxml.ops.patches import patchify as patchify
 from jaxml.ops.patches import unpatchify as unpatchify
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
+from jaxml.ops.roi import ps_roi_align as ps_roi_align
+from jaxml.ops.roi import ps_roi_pool as ps_roi_pool
+from jaxml.ops.roi import roi_align as roi_align
+from jaxml.ops.roi import roi_pool as roi_pool
 from jaxml.ops.sampling import affine as affine
 from jaxml.ops.sampling import bilinear_sample as bilinear_sample
 from jaxml.ops.similarity import inverse_norm as inverse_norm
