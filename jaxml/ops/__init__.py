@@ -12,6 +12,7 @@
 | `sampling` | bilinear sampling at any points, affine warps |
 | `roi` | RoIPool, RoIAlign, and their position-sensitive kinds |
 | `multilevel_roi` | RoIAlign on a pyramid of features |
+| `deform_conv` | convolution whose taps move |
 | `deform_roi` | RoIAlign with bins that move |
 | `grids`, `max_grids`, `regions` | what these are made of |
 | `similarity` | unit vectors and cosine similarity |
@@ -43,6 +44,7 @@ from jaxml.ops.color import hsv_to_rgb as hsv_to_rgb
 from jaxml.ops.color import normalize as normalize
 from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
 from jaxml.ops.color import solarize as solarize
+from jaxml.ops.deform_conv import deform_conv2d as deform_conv2d
 from jaxml.ops.deform_roi import deform_roi_pool as deform_roi_pool
 from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
 from jaxml.ops.lab import rgb_to_lab as rgb_to_lab

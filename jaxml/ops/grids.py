@@ -130,7 +130,7 @@ def sample_table(
         table,
         rows.taps.weight,
         columns.taps.weight,
-        _Places(
+        Places(
             rows.taps.pixel, columns.taps.pixel, slots, rows.samples, columns.samples
         ),
     )
@@ -174,7 +174,9 @@ def _matrices(taps: tuple[Taps, Taps], sizes: Sequence[int]) -> tuple[Array, Arr
     return jnp.sum(dense(row, sizes[0]), 1), jnp.sum(dense(column, sizes[1]), 1)
 
 
-class _Places(NamedTuple):
+class Places(NamedTuple):
+    """Which pixels and slots grids read, and how many samples of either axis count."""
+
     rows: Array
     columns: Array
     slots: Array
@@ -182,12 +184,12 @@ class _Places(NamedTuple):
     num_columns: Array | None
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Some grids: weights [grids, bins, samples, taps], places alike, and gradients."""
 
     row_weight: Array
     column_weight: Array
-    places: _Places
+    places: Places
     gradient: Array | None = None
 
     @property
@@ -199,7 +201,7 @@ class _Block(NamedTuple):
             self.column_weight.shape[2] if columns is None else jnp.max(columns),
         )
 
-    def sample(self, p: int | Array, q: int | Array) -> "_Block":
+    def sample(self, p: int | Array, q: int | Array) -> "Block":
         """The p-th sample of the rows and the q-th of the columns alone."""
         pick = partial(lax.dynamic_slice_in_dim, slice_size=1, axis=2)
         places = self.places._replace(
@@ -213,38 +215,38 @@ class _Block(NamedTuple):
 
 
 @jax.custom_vjp
-def _sample(table: Array, rows: Array, columns: Array, places: _Places) -> Array:
+def _sample(table: Array, rows: Array, columns: Array, places: Places) -> Array:
     return _forward(table, rows, columns, places)[0]
 
 
 def _forward(
-    table: Array, rows: Array, columns: Array, places: _Places
-) -> tuple[Array, tuple[Array, _Block]]:
-    block = _Block(rows, columns, places)
+    table: Array, rows: Array, columns: Array, places: Places
+) -> tuple[Array, tuple[Array, Block]]:
+    block = Block(rows, columns, places)
 
-    def read(table: Array, block: _Block, limit: int | None) -> Array:
+    def read(table: Array, block: Block, limit: int | None) -> Array:
         blocks, n = split(block, limit)
-        out = lax.map(partial(_read, table), blocks)
+        out = lax.map(partial(read_block, table), blocks)
         return out.reshape(-1, *out.shape[2:])[:n]
 
     return _by_platform(read, block)(table, block), (table, block)
 
 
 def _backward(
-    residuals: tuple[Array, _Block], gradient: Array
+    residuals: tuple[Array, Block], gradient: Array
 ) -> tuple[Array, Array, Array, None]:
     table, block = residuals
     block = block._replace(gradient=gradient)
 
     def pull(
-        table: jax.Array, block: _Block, limit: int | None
+        table: jax.Array, block: Block, limit: int | None
     ) -> tuple[Array, Array, Array]:
         blocks, n = split(block, limit)
         wide = jnp.promote_types(table.dtype, jnp.float32)
         # Zeros "like" the gradient: inside shard_map they differ over the devices as the
         # sum will.
         start = jnp.zeros_like(gradient, wide, shape=table.shape)
-        d_table, weights = lax.scan(partial(_pull, table), start, blocks)
+        d_table, weights = lax.scan(partial(pull_block, table), start, blocks)
         d_rows, d_columns = (w.reshape(-1, *w.shape[2:])[:n] for w in weights)
         return d_table.astype(table.dtype), d_rows, d_columns
 
@@ -254,7 +256,7 @@ def _backward(
 _sample.defvjp(_forward, _backward)
 
 
-def _by_platform(f: Callable[..., Any], block: _Block) -> Callable[..., Any]:
+def _by_platform(f: Callable[..., Any], block: Block) -> Callable[..., Any]:
     """`f` some grids at a time on a CPU, and with all of them at once elsewhere."""
     bins = block.row_weight.shape[1] * block.column_weight.shape[1]
     most = BINS_PER_BLOCK if _is_unrolled(block) else BINS_PER_LOOP
@@ -284,7 +286,8 @@ def split(tree: T, limit: int | None) -> tuple[T, int]:
     return jax.tree.map(blocks, tree), n
 
 
-def _read(table: Array, block: _Block) -> Array:
+def read_block(table: Array, block: Block) -> Array:
+    """The sums of some grids: [grids, rows, columns, channels]."""
     wide = jnp.promote_types(table.dtype, block.row_weight.dtype)
     shape = (*block.places.slots.shape, table.shape[1])
     total = jnp.zeros_like(block.row_weight, wide, shape=shape)
@@ -298,13 +301,13 @@ def _read(table: Array, block: _Block) -> Array:
     return lax.fori_loop(0, rows * columns, add, total).astype(table.dtype)
 
 
-def _is_unrolled(block: _Block) -> bool:
+def _is_unrolled(block: Block) -> bool:
     rows, columns = block.places.num_rows, block.places.num_columns
     samples = block.row_weight.shape[2] * block.column_weight.shape[2]
     return rows is None and columns is None and samples <= UNROLLED
 
 
-def _add(table: Array, block: _Block, total: Array) -> Array:
+def _add(table: Array, block: Block, total: Array) -> Array:
     """Adds every tap of every sample of a block."""
     for row, row_weight in _each(block.places.rows, block.row_weight):
         for column, column_weight in _each(block.places.columns, block.column_weight):
@@ -329,8 +332,8 @@ def _at(table: Array, pixel: Array, slots: Array) -> Any:
     return jnp.asarray(table).at[pixel, :, slot]
 
 
-def _pull(
-    table: jax.Array, d_table: jax.Array, block: _Block
+def pull_block(
+    table: jax.Array, d_table: jax.Array, block: Block
 ) -> tuple[jax.Array, tuple[Array, Array]]:
     """Adds a block's gradient to that of the table; also the gradients of weights."""
     if _is_unrolled(block):
@@ -351,7 +354,7 @@ def _pull(
 
 
 def _pull_taps(
-    table: jax.Array, d_table: jax.Array, block: _Block
+    table: jax.Array, d_table: jax.Array, block: Block
 ) -> tuple[jax.Array, tuple[Array, Array]]:
     assert block.gradient is not None
     g = block.gradient.astype(d_table.dtype)
