@@ -10,6 +10,8 @@
 | `blur` | Gaussian blur |
 | `patches` | an image as a sequence of patches, and back |
 | `sampling` | bilinear sampling at any points, affine warps |
+| `pooling` | bins that do not divide the image, and pooling that can be undone |
+| `upsampling` | interpolation, transposed convolution, sub-pixel shuffles |
 | `roi` | RoIPool, RoIAlign, and their position-sensitive kinds |
 | `multilevel_roi` | RoIAlign on a pyramid of features |
 | `deform_conv` | convolution whose taps move |
@@ -54,6 +56,11 @@ from jaxml.ops.patches import patchify as patchify
 from jaxml.ops.patches import unpatchify as unpatchify
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
+from jaxml.ops.pooling import adaptive_max_pool as adaptive_max_pool
+from jaxml.ops.pooling import max_pool_with_indices as max_pool_with_indices
+from jaxml.ops.pooling import max_unpool as max_unpool
+from jaxml.ops.pooling import spatial_pyramid_pool as spatial_pyramid_pool
+from jaxml.ops.pooling import yolo_spp as yolo_spp
 from jaxml.ops.roi import ps_roi_align as ps_roi_align
 from jaxml.ops.roi import ps_roi_pool as ps_roi_pool
 from jaxml.ops.roi import roi_align as roi_align
@@ -62,6 +69,14 @@ from jaxml.ops.sampling import affine as affine
 from jaxml.ops.sampling import bilinear_sample as bilinear_sample
 from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
+from jaxml.ops.upsampling import bilinear_kernel as bilinear_kernel
+from jaxml.ops.upsampling import conv_transpose2d as conv_transpose2d
+from jaxml.ops.upsampling import icnr as icnr
+from jaxml.ops.upsampling import pixel_shuffle as pixel_shuffle
+from jaxml.ops.upsampling import pixel_unshuffle as pixel_unshuffle
+from jaxml.ops.upsampling import upsample_bicubic as upsample_bicubic
+from jaxml.ops.upsampling import upsample_bilinear as upsample_bilinear
+from jaxml.ops.upsampling import upsample_nearest as upsample_nearest
 from jaxml.ops.views import byol_view1 as byol_view1
 from jaxml.ops.views import byol_view2 as byol_view2
 from jaxml.ops.views import byol_views as byol_views

@@ -17,6 +17,7 @@ CVPR 2019, https://arxiv.org/abs/1811.11168 (equation 1).
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,7 @@ def _backward(
 
     def image(
         limit: int | None, kernel: Array, x: Array, g: Array, *taps: Array
-    ) -> tuple[jax.Array, ...]:
+    ) -> tuple[Any, ...]:
         table = _table(x, taps[0].shape[2])
         blocks, n = split((taps, g), limit)
 
@@ -240,7 +241,7 @@ _convolve.defvjp(_forward, _backward)
 
 def _table(x: Array, groups: int) -> jax.Array:
     """Pixels as rows, a row for every group of channels."""
-    return jnp.asarray(x).reshape(-1, x.shape[-1] // groups, 1)
+    return jnp.asarray(x).reshape(-1, x.shape[-1] // groups)
 
 
 def _block(taps: tuple[Array, ...]) -> Block:

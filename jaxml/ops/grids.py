@@ -53,6 +53,10 @@ class Axis(NamedTuple):
     taps: Taps
     samples: Int[Array, "grids"] | None = None
 
+    def scaled(self, stride: int) -> "Axis":
+        """The axis of rows that are so many places apart in a list of pixels."""
+        return self._replace(taps=self.taps._replace(pixel=self.taps.pixel * stride))
+
 
 def sample_grids(
     features: Float[Array, "height width channels"],
@@ -72,8 +76,8 @@ def sample_grids(
     _, width, channels = features.shape
     if form == "matmul":
         return _by_products(features, rows.taps, columns.taps)
-    table = jnp.asarray(features).reshape(-1, channels, 1)
-    return sample_table(table, _scaled(rows, width), columns)
+    table = jnp.asarray(features).reshape(-1, channels)
+    return sample_table(table, rows.scaled(width), columns)
 
 
 def sample_slots(
@@ -103,12 +107,12 @@ def sample_slots(
 
     table = jnp.asarray(features).reshape(-1, channels, num)
     slots = jnp.tile(jnp.arange(num), grids)[:, None, None]
-    out = sample_table(table, _scaled(single(rows), width), single(columns), slots)
+    out = sample_table(table, single(rows).scaled(width), single(columns), slots)
     return out.reshape(grids, num, channels)
 
 
 def sample_table(
-    table: Float[Array, "pixels channels slots"],
+    table: Float[Array, "pixels channels *slots"],
     rows: Axis,
     columns: Axis,
     slots: Int[Array, "grids rows columns"] | None = None,
@@ -116,10 +120,10 @@ def sample_table(
     """The same from a list of pixels; a row's tap plus a column's is a place in it.
 
     Args:
-        table: pixels, each with one or several slots of channels.
+        table: pixels, each with its channels, or with several slots of them.
         rows: of the grids; what a tap reads is the sum of both axes' `pixel`.
         columns: of the grids.
-        slots: which slot each bin reads; None for the first.
+        slots: which slot each bin reads; None where there are none.
     """
     if slots is None:
         shape = (*rows.taps.pixel.shape[:2], columns.taps.pixel.shape[1])
@@ -134,10 +138,6 @@ def sample_table(
             rows.taps.pixel, columns.taps.pixel, slots, rows.samples, columns.samples
         ),
     )
-
-
-def _scaled(axis: Axis, stride: int) -> Axis:
-    return axis._replace(taps=axis.taps._replace(pixel=axis.taps.pixel * stride))
 
 
 def _by_products(features: Array, rows: Taps, columns: Taps) -> Array:
@@ -229,7 +229,8 @@ def _forward(
         out = lax.map(partial(read_block, table), blocks)
         return out.reshape(-1, *out.shape[2:])[:n]
 
-    return _by_platform(read, block)(table, block), (table, block)
+    run = _by_platform(read, block, table.shape[1])
+    return run(table, block), (table, block)
 
 
 def _backward(
@@ -250,16 +251,19 @@ def _backward(
         d_rows, d_columns = (w.reshape(-1, *w.shape[2:])[:n] for w in weights)
         return d_table.astype(table.dtype), d_rows, d_columns
 
-    return *_by_platform(pull, block)(table, block), None
+    return *_by_platform(pull, block, table.shape[1])(table, block), None
 
 
 _sample.defvjp(_forward, _backward)
 
 
-def _by_platform(f: Callable[..., Any], block: Block) -> Callable[..., Any]:
+def _by_platform(
+    f: Callable[..., Any], block: Block, channels: int
+) -> Callable[..., Any]:
     """`f` some grids at a time on a CPU, and with all of them at once elsewhere."""
     bins = block.row_weight.shape[1] * block.column_weight.shape[1]
     most = BINS_PER_BLOCK if _is_unrolled(block) else BINS_PER_LOOP
+    most = max(most * 256 // channels, most)
     on_cpu = sequential_vmap(partial(f, limit=max(most // bins, 1)))
     elsewhere: Callable[..., Any] = partial(f, limit=None)
     if block.places.num_rows is not None or block.places.num_columns is not None:
@@ -289,16 +293,18 @@ def split(tree: T, limit: int | None) -> tuple[T, int]:
 def read_block(table: Array, block: Block) -> Array:
     """The sums of some grids: [grids, rows, columns, channels]."""
     wide = jnp.promote_types(table.dtype, block.row_weight.dtype)
-    shape = (*block.places.slots.shape, table.shape[1])
-    total = jnp.zeros_like(block.row_weight, wide, shape=shape)
-    if _is_unrolled(block):
-        return _add(table, block, total).astype(table.dtype)
+    slots, channels = block.places.slots, table.shape[1]
+    total = jnp.zeros_like(block.row_weight, wide, shape=(slots.size, channels))
     rows, columns = block.trips
 
-    def add(t: Array, total: Array) -> Array:
+    def add(t: Array, total: jax.Array) -> jax.Array:
         return _add(table, block.sample(t // columns, t % columns), total)
 
-    return lax.fori_loop(0, rows * columns, add, total).astype(table.dtype)
+    if _is_unrolled(block):
+        total = _add(table, block, total)
+    else:
+        total = lax.fori_loop(0, rows * columns, add, total)
+    return total.astype(table.dtype).reshape(*slots.shape, channels)
 
 
 def _is_unrolled(block: Block) -> bool:
@@ -307,14 +313,16 @@ def _is_unrolled(block: Block) -> bool:
     return rows is None and columns is None and samples <= UNROLLED
 
 
-def _add(table: Array, block: Block, total: Array) -> Array:
+def _add(table: Array, block: Block, total: jax.Array) -> jax.Array:
     """Adds every tap of every sample of a block."""
     for row, row_weight in _each(block.places.rows, block.row_weight):
         for column, column_weight in _each(block.places.columns, block.column_weight):
             weight = row_weight[:, :, None] * column_weight[:, None, :]
             pixel = row[:, :, None] + column[:, None, :]
-            pixels = _at(table, pixel, block.places.slots).get(mode="promise_in_bounds")
-            total += weight[..., None] * pixels
+            # As a plain list: axes of size one would cost a copy of what is read.
+            at = _at(table, pixel.reshape(-1), block.places.slots.reshape(-1))
+            pixels = at.get(mode="promise_in_bounds")
+            total += weight.reshape(-1, 1) * pixels
     return total
 
 
@@ -328,8 +336,9 @@ def _each(pixels: Array, weights: Array) -> list[tuple[Array, Array]]:
 
 def _at(table: Array, pixel: Array, slots: Array) -> Any:
     """Reference to the channels of a pixel and slot, in the shape of the index."""
-    slot = 0 if table.shape[2] == 1 else slots
-    return jnp.asarray(table).at[pixel, :, slot]
+    if table.ndim == 2:
+        return jnp.asarray(table).at[pixel]
+    return jnp.asarray(table).at[pixel, :, jnp.broadcast_to(slots, pixel.shape)]
 
 
 def pull_block(

@@ -124,7 +124,7 @@ def multilevel_roi_align(
         each = (slice(None), None, None, None)
         pixel = start[each] + rows.taps.pixel * width[each]
         rows = rows._replace(taps=rows.taps._replace(pixel=pixel))
-        flat = [jnp.asarray(x).reshape(-1, x.shape[-1], 1) for x in pyramid]
+        flat = [jnp.asarray(x).reshape(-1, x.shape[-1]) for x in pyramid]
         return sample_table(jnp.concatenate(flat), rows, columns)
     total = jnp.zeros((), pyramid[0].dtype)
     for i, x in enumerate(pyramid):

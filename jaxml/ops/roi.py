@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxml.export import export
-from jaxml.ops.grids import Axis, sample_grids, sample_slots
+from jaxml.ops.grids import Axis, sample_grids, sample_slots, sample_table
 from jaxml.ops.max_grids import max_grids
 from jaxml.ops.regions import (
     Boxes,
@@ -199,12 +199,18 @@ def _sample_bins(features: Array, rows: Axis, columns: Axis, form: str) -> Array
     sizes = rows.taps.pixel.shape[1], columns.taps.pixel.shape[1]
     bins = math.prod(sizes)
     check_channels(features, bins)
-    rows, columns = (
-        Axis(jax.tree.map(lambda a, e=e: per_bin(a, sizes, e), axis.taps), axis.samples)
+    height, width, _ = features.shape
+    slots = jnp.asarray(features).reshape(height, width, -1, bins)
+    if form == "gather":
+        shape = (len(rows.taps.pixel), *sizes)
+        slot = jnp.broadcast_to(jnp.arange(bins).reshape(1, *sizes), shape)
+        table = slots.reshape(height * width, -1, bins)
+        return sample_table(table, rows.scaled(width), columns, slot)
+    single = [
+        Axis(jax.tree.map(lambda a, e=e: per_bin(a, sizes, e), axis.taps))
         for e, axis in enumerate((rows, columns))
-    )
-    slots = jnp.asarray(features).reshape(*features.shape[:2], -1, bins)
-    out = sample_slots(slots, rows, columns, form=form)
+    ]
+    out = sample_slots(slots, *single, form=form)
     return out.reshape(len(out), *sizes, -1)
 
 
