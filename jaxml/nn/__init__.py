@@ -11,6 +11,7 @@
 | `sincos_positions`, `resize_positions` | where a patch lies, on any grid |
 | `BatchNorm` | batch norm of the global batch, in groups if asked |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
+| `DeformConv` | a convolution whose taps move |
 | `Dropout` | per entry or per sample, the same on any number of devices |
 | `init_module`, `apply_module` | a linen module as pure functions |
 """
@@ -19,6 +20,7 @@ from jaxml.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jaxml.nn.conv import Conv as Conv
 from jaxml.nn.conv import convolve as convolve
 from jaxml.nn.convnet import ConvNet as ConvNet
+from jaxml.nn.deform_conv import DeformConv as DeformConv
 from jaxml.nn.dense import Dense as Dense
 from jaxml.nn.dropout import Dropout as Dropout
 from jaxml.nn.functional import apply_module as apply_module

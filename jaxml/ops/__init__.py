@@ -54,13 +54,13 @@ from jaxml.ops.multilevel_roi import multilevel_roi_align as multilevel_roi_alig
 from jaxml.ops.multilevel_roi import pyramid_level as pyramid_level
 from jaxml.ops.patches import patchify as patchify
 from jaxml.ops.patches import unpatchify as unpatchify
-from jaxml.ops.resize import crop_and_resize as crop_and_resize
-from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.pooling import adaptive_max_pool as adaptive_max_pool
 from jaxml.ops.pooling import max_pool_with_indices as max_pool_with_indices
 from jaxml.ops.pooling import max_unpool as max_unpool
 from jaxml.ops.pooling import spatial_pyramid_pool as spatial_pyramid_pool
 from jaxml.ops.pooling import yolo_spp as yolo_spp
+from jaxml.ops.resize import crop_and_resize as crop_and_resize
+from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.roi import ps_roi_align as ps_roi_align
 from jaxml.ops.roi import ps_roi_pool as ps_roi_pool
 from jaxml.ops.roi import roi_align as roi_align

@@ -29,6 +29,7 @@ Artifacts", 2016, https://doi.org/10.23915/distill.00003.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -255,8 +256,8 @@ def icnr(initializer: Initializer, factor: int) -> Initializer:
         key: PRNGKeyArray,
         shape: Sequence[int],
         dtype: Any = jnp.float32,
-        **options: Any,
-    ) -> Any:
+        out_sharding: Any = None,
+    ) -> jax.Array:
         if shape[-1] % factor**2:
             raise ValueError(f"{factor}^2 must divide the features, got {shape[-1]}")
         small = initializer(
