@@ -235,7 +235,7 @@ def their_regions(
 
 
 def their_convolution(ops: Any, *tensors: Any) -> Any:
-    """torchvision's deformable convolution, of zeros around the image."""
+    """The deformable convolution of torchvision, of zeros around the image."""
     x, offsets, kernel, mask, _ = tensors
     return ops.deform_conv2d(x, offsets, kernel, padding=1, mask=mask)
 

@@ -260,9 +260,7 @@ def icnr(initializer: Initializer, factor: int) -> Initializer:
     ) -> jax.Array:
         if shape[-1] % factor**2:
             raise ValueError(f"{factor}^2 must divide the features, got {shape[-1]}")
-        small = initializer(
-            key, (*shape[:-1], shape[-1] // factor**2), dtype, **options
-        )
+        small = initializer(key, (*shape[:-1], shape[-1] // factor**2), dtype)
         return jnp.repeat(small, factor**2, axis=-1)
 
     return init

@@ -1,0 +1,1 @@
+"""Operations on arrays, drawn: what they do to a real picture."""
