@@ -20,7 +20,6 @@ from jaxml.export import export
 from jaxml.ops.grids import Axis, sample_grids, sample_table
 from jaxml.ops.regions import (
     Boxes,
-    Features,
     check_regions,
     pair,
     region_axes,
@@ -65,7 +64,7 @@ def pyramid_level(
 
 @export("ops.multilevel_roi_align", since="0.1")
 def multilevel_roi_align(
-    pyramid: Sequence[Features],
+    pyramid: Sequence[Float[Array, "_ _ channels"]],
     boxes: Boxes,
     output_size: int | tuple[int, int],
     *,

@@ -40,6 +40,7 @@ from jaxml.typing import Array, Float, PRNGKeyArray
 
 Images = Float[Array, "batch height width channels"]
 Larger = Float[Array, "batch height_out width_out channels"]
+Shuffled = Float[Array, "batch height_out width_out features"]
 
 
 @export("ops.upsample_nearest", since="0.1")
@@ -208,7 +209,7 @@ def conv_transpose2d(
 
 
 @export("ops.pixel_shuffle", since="0.1")
-def pixel_shuffle(x: Images, factor: int) -> Larger:
+def pixel_shuffle(x: Images, factor: int) -> Shuffled:
     """Moves channels into space: out[f i + a, f j + b, c] = x[i, j, (c f + a) f + b].
 
     Raises:
@@ -220,13 +221,13 @@ def pixel_shuffle(x: Images, factor: int) -> Larger:
     batch, height, width, channels = x.shape
     if factor < 1 or channels % factor**2:
         raise ValueError(f"{factor}^2 must divide the channels, got {channels}")
-    x = x.reshape(batch, height, width, -1, factor, factor)
+    x = jnp.asarray(x).reshape(batch, height, width, -1, factor, factor)
     x = x.transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(batch, height * factor, width * factor, -1)
 
 
 @export("ops.pixel_unshuffle", since="0.1")
-def pixel_unshuffle(x: Images, factor: int) -> Larger:
+def pixel_unshuffle(x: Images, factor: int) -> Shuffled:
     """The inverse of `pixel_shuffle`.
 
     Raises:
@@ -235,7 +236,8 @@ def pixel_unshuffle(x: Images, factor: int) -> Larger:
     batch, height, width, channels = x.shape
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"{factor} must divide height and width, got {x.shape}")
-    x = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    shape = (batch, height // factor, factor, width // factor, factor, channels)
+    x = jnp.asarray(x).reshape(shape)
     x = x.transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(*x.shape[:3], -1)
 

@@ -40,7 +40,7 @@ def test_a_pyramid_of_any_size_compiled_once(rng):
 
 def test_whole_images_need_no_sizes(rng):
     x = rng.normal(size=(2, 7, 9, 3)).astype(np.float32)
-    sizes = jnp.full((2, 2), jnp.array([7, 9]))
+    sizes = jnp.array([[7, 9], [7, 9]])
     expected = adaptive_max_pool(x, 4, sizes)
     chex.assert_trees_all_equal(adaptive_max_pool(x, 4), expected)
     gradient = jax.grad(lambda x: adaptive_max_pool(x, 4).sum())(jnp.asarray(x))
