@@ -39,7 +39,7 @@ def deform_roi_pool(
     aligned: bool = True,
     position_sensitive: bool = False,
     form: str = "gather",
-) -> Float[Array, "boxes rows columns channels"]:
+) -> Float[Array, "boxes rows columns pooled"]:
     """RoIAlign, plain or position-sensitive, with every bin moved by its own offset.
 
     Args:
