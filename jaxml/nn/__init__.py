@@ -19,6 +19,7 @@
 | `FrozenBatchNorm` | batch norm that learns nothing and moves nothing |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
 | `Deconv`, `bilinear_init`, `bilinear_upsample` | transposed convolutions |
+| `DeformConv` | a convolution whose taps move |
 | `Dropout` | per entry or per sample, the same on any number of devices |
 | `step`, `sign`, `swish`, `gated`, `PReLU` ... | activations that `jax.nn` lacks |
 | `Dropout`, `AlphaDropout` | the same on any number of devices |
@@ -44,6 +45,7 @@ from jaxml.nn.darknet import darknet53 as darknet53
 from jaxml.nn.deconv import Deconv as Deconv
 from jaxml.nn.deconv import bilinear_init as bilinear_init
 from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
+from jaxml.nn.deform_conv import DeformConv as DeformConv
 from jaxml.nn.dense import Dense as Dense
 from jaxml.nn.dla import DLA as DLA
 from jaxml.nn.dla import dla34 as dla34

@@ -19,6 +19,13 @@
 | `matching` | which object an anchor answers for, and a balanced draw of anchors |
 | `letterbox` | images and boxes in a frame of fixed size, and back |
 | `order` | stable orders and masked top-k |
+| `pooling` | bins that do not divide the image, and pooling that can be undone |
+| `upsampling` | interpolation, transposed convolution, sub-pixel shuffles |
+| `roi` | RoIPool, RoIAlign, and their position-sensitive kinds |
+| `multilevel_roi` | RoIAlign on a pyramid of features |
+| `deform_conv` | convolution whose taps move |
+| `deform_roi` | RoIAlign with bins that move |
+| `grids`, `max_grids`, `regions` | what these are made of |
 | `similarity` | unit vectors and cosine similarity |
 """
 
@@ -63,6 +70,8 @@ from jaxml.ops.color import hsv_to_rgb as hsv_to_rgb
 from jaxml.ops.color import normalize as normalize
 from jaxml.ops.color import rgb_to_hsv as rgb_to_hsv
 from jaxml.ops.color import solarize as solarize
+from jaxml.ops.deform_conv import deform_conv2d as deform_conv2d
+from jaxml.ops.deform_roi import deform_roi_pool as deform_roi_pool
 from jaxml.ops.lab import lab_to_rgb as lab_to_rgb
 from jaxml.ops.lab import rgb_to_lab as rgb_to_lab
 from jaxml.ops.letterbox import Letterbox as Letterbox
@@ -90,13 +99,34 @@ from jaxml.ops.receptive_field import receptive_field_of as receptive_field_of
 from jaxml.ops.receptive_field import (
     top_down_receptive_field as top_down_receptive_field,
 )
+from jaxml.ops.multilevel_roi import multilevel_roi_align as multilevel_roi_align
+from jaxml.ops.multilevel_roi import pyramid_level as pyramid_level
+from jaxml.ops.patches import patchify as patchify
+from jaxml.ops.patches import unpatchify as unpatchify
+from jaxml.ops.pooling import adaptive_max_pool as adaptive_max_pool
+from jaxml.ops.pooling import max_pool_with_indices as max_pool_with_indices
+from jaxml.ops.pooling import max_unpool as max_unpool
+from jaxml.ops.pooling import spatial_pyramid_pool as spatial_pyramid_pool
+from jaxml.ops.pooling import yolo_spp as yolo_spp
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
+from jaxml.ops.roi import ps_roi_align as ps_roi_align
+from jaxml.ops.roi import ps_roi_pool as ps_roi_pool
+from jaxml.ops.roi import roi_align as roi_align
+from jaxml.ops.roi import roi_pool as roi_pool
 from jaxml.ops.sampling import affine as affine
-from jaxml.ops.sampling import sample_bilinear as sample_bilinear
+from jaxml.ops.sampling import bilinear_sample as bilinear_sample
 from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
 from jaxml.ops.soft_nms import soft_nms as soft_nms
+from jaxml.ops.upsampling import bilinear_kernel as bilinear_kernel
+from jaxml.ops.upsampling import conv_transpose2d as conv_transpose2d
+from jaxml.ops.upsampling import icnr as icnr
+from jaxml.ops.upsampling import pixel_shuffle as pixel_shuffle
+from jaxml.ops.upsampling import pixel_unshuffle as pixel_unshuffle
+from jaxml.ops.upsampling import upsample_bicubic as upsample_bicubic
+from jaxml.ops.upsampling import upsample_bilinear as upsample_bilinear
+from jaxml.ops.upsampling import upsample_nearest as upsample_nearest
 from jaxml.ops.views import byol_view1 as byol_view1
 from jaxml.ops.views import byol_view2 as byol_view2
 from jaxml.ops.views import byol_views as byol_views

@@ -189,7 +189,7 @@ def random_affine(
             be whole pixels, other than in torchvision.
         scale: range of the factor.
         shear: largest shear along (x, y), in degrees.
-        border: "zeros" or "clamp", see `sample_bilinear`.
+        border: "zeros" or "clamp", see `bilinear_sample`.
 
     Raises:
         ValueError: if a range descends or leaves its bounds, or the border is unknown.

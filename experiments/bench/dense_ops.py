@@ -1,0 +1,296 @@
+"""Pooling of regions and deformable convolution on a CPU against torchvision's C++.
+
+    python -m experiments.bench.dense_ops --torchvision /path/to/folder
+
+The folder holds torchvision with its operators, see tests/oracle/write_golden_sampling.py;
+without it jaxml runs alone. One image, float32: features of 100 x 152 with 256 channels and
+512 boxes of 16 to 500 pixels, 7 x 7 bins; score maps of 21 classes for the
+position-sensitive kinds; for the convolution 64 x 64 with 256 channels, 3 x 3 taps. "both" is
+the value and the gradients of features, and for the convolution of kernel, offsets and mask.
+Rounds alternate, medians count: milliseconds of the clock and of processor time. The floor
+is what the operation cannot do without: the bytes that each sample reads, at 20 GB/s, plus
+its multiplications, at 100 GFLOP/s, which a core of the machine below reaches in neither
+case all the time. "jaxml is" says how many times as fast as torchvision, by the clock.
+
+2 CPU cores (AVX-512), shared with many others, jax 0.10.2, torch 2.13.0, torchvision 0.28.0,
+5 rounds, seed 0:
+
+    operation           what  by             ms  of CPU  floor  jaxml is
+    roi_align           out   jaxml          31      22     21      1.0x
+                              torchvision   340     342            11.0x
+                        both  jaxml          95      94             1.0x
+                              torchvision  1081    1053            11.4x
+    roi_align adaptive  out   jaxml          94      92     41      1.0x
+                              torchvision   439     422             4.7x
+                        both  jaxml         232     210             1.0x
+                              torchvision  1622    1599             7.0x
+    roi_pool            out   jaxml         126     108     10      1.0x
+                              torchvision   327     302             2.6x
+                        both  jaxml         257     261             1.0x
+                              torchvision   436     428             1.7x
+    ps_roi_align        out   jaxml          44      34      2      1.0x
+                              torchvision   167     162             3.8x
+                        both  jaxml         136     118             1.0x
+                              torchvision   358     360             2.6x
+    ps_roi_pool         out   jaxml         145     177      1      1.0x
+                              torchvision    92      89             0.6x
+                        both  jaxml         391     397             1.0x
+                              torchvision   209     230             0.5x
+    deform_conv2d v2    out   jaxml         202     208     56      1.0x
+                              torchvision   308     336             1.5x
+                        both  jaxml         436     547             1.0x
+                              torchvision  2580    2608             5.9x
+
+All of this is one core's work: XLA's CPU backend does not share a gather out. What made it
+fast is that a few boxes at a time stay in cache and that the gradient of the features is
+added up in place; where boxes need different numbers of samples, one box at a time, so that
+none waits for another (2 to 10 times). The mean of whole pixels loses: torchvision adds
+plane by plane what lies together, here each pixel is 21 numbers 49 apart.
+"""
+
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxml.ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool
+
+Run = Callable[[], Any]
+SCALE = 1 / 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured, and how often."""
+
+    torchvision: Path | None = None
+    """Folder of a torchvision with its operators."""
+    boxes: int = 512
+    """Regions of the image."""
+    height: int = 100
+    """Of the features."""
+    width: int = 152
+    """Of the features."""
+    channels: int = 256
+    """Of the features, also for the convolution."""
+    classes: int = 21
+    """Of the score maps."""
+    side: int = 64
+    """Of the image that is convolved."""
+    only: str = ""
+    """Operations whose names contain this."""
+    rounds: int = 5
+    """Repetitions, of which the median is taken."""
+    seed: int = 0
+    """Of the inputs."""
+
+
+SMOKE = Config(boxes=4, height=9, width=12, channels=3, classes=2, side=6, rounds=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation, ours and theirs; gradients are those of all arrays but the last."""
+
+    ours: Callable[..., Any]
+    theirs: Callable[..., Any]
+    arrays: tuple[np.ndarray, ...]
+    floor: float
+    """Seconds of the forward pass."""
+
+
+def main(config: Config) -> Mapping[str, float]:
+    """Prints a table, and returns milliseconds and ratios by operation."""
+    ops = load_operators(config.torchvision) if config.torchvision else None
+    rows: dict[str, float] = {}
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print("| operation | what | by | ms | ms of CPU | floor | jaxml is |")
+    print("|---|---|---|---|---|---|---|")
+    for name, case in cases(config, ops).items():
+        if config.only not in name:
+            continue
+        for both in (False, True):
+            runs = {"jaxml": our_run(case, both)}
+            if ops is not None:
+                runs["torchvision"] = their_run(case, both)
+            for by, (wall, cpu) in measure(runs, config.rounds).items():
+                key = f"{name} {'both' if both else 'out'} {by}"
+                rows[key] = 1e3 * wall
+                ratio = wall / rows[key.replace("torchvision", "jaxml")] * 1e3
+                floor = "" if both else f"{1e3 * case.floor:.1f}"
+                cells = (1e3 * wall, 1e3 * cpu)
+                text = " | ".join(f"{cell:.1f}" for cell in cells)
+                what = "both" if both else "out"
+                print(f"| {name} | {what} | {by} | {text} | {floor} | {ratio:.1f}x |")
+    return rows
+
+
+def load_operators(folder: Path) -> Any:
+    """torchvision.ops, from a build for CUDA that loads without it."""
+    import torch
+
+    torch.set_num_threads(jax.device_count() and 2)
+    for name in ("libc10_cuda.so", "libtorch_cuda.so"):
+        ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    sys.path.insert(0, str(folder))
+    from torchvision import ops
+
+    return ops
+
+
+def cases(config: Config, ops: Any) -> dict[str, Case]:
+    """The operations by name."""
+    rng = np.random.default_rng(config.seed)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    features = normal(config.height, config.width, config.channels)
+    scores = normal(config.height, config.width, config.classes * 49)
+    boxes = random_boxes(rng, config)
+    seen = pixels(boxes, config)
+    samples = config.boxes * 49 * 4
+    reads = 4 * config.channels  # of a pixel, in bytes
+    regions = {
+        "roi_align": (roi_align, {"sampling_ratio": 2, "aligned": True}, 4 * samples),
+        "roi_align adaptive": (
+            roi_align,
+            {"sampling_ratio": 0, "aligned": True},
+            4 * seen,
+        ),
+        "roi_pool": (roi_pool, {}, seen),
+        "ps_roi_align": (ps_roi_align, {"sampling_ratio": 2}, 4 * samples),
+        "ps_roi_pool": (ps_roi_pool, {}, seen),
+    }
+    found = {}
+    for name, (f, options, count) in regions.items():
+        x = scores if name.startswith("ps") else features
+        own = 4 * config.classes if name.startswith("ps") else reads
+        ours = partial(f, output_size=7, spatial_scale=SCALE, **options)
+        theirs = partial(their_regions, ops, name.split()[0], options)
+        found[name] = Case(ours, theirs, (x, boxes), floor(count * own, 0))
+    side, channels = config.side, config.channels
+    taps = side * side * 9
+    arrays = (
+        normal(1, side, side, channels),
+        normal(1, side, side, 18),
+        0.02 * normal(3, 3, channels, channels),
+        rng.random((1, side, side, 9)).astype(np.float32),
+    )
+    found["deform_conv2d v2"] = Case(
+        lambda x, o, k, m, _: deform_conv2d(x, o, k, mask=m),
+        partial(their_convolution, ops),
+        (*arrays, np.zeros(1, np.float32)),
+        floor(taps * 4 * reads, 2 * taps * channels**2),
+    )
+    return found
+
+
+def floor(num_bytes: float, flops: float) -> float:
+    """Seconds at 20 GB/s and 100 GFLOP/s."""
+    return num_bytes / 20e9 + flops / 100e9
+
+
+def random_boxes(rng: np.random.Generator, config: Config) -> np.ndarray:
+    """Boxes in the image, of 16 to 500 pixels a side."""
+    size = np.array([config.width, config.height]) / SCALE
+    low = rng.uniform(0, 0.9, (config.boxes, 2)) * size[None]
+    side = np.exp(rng.uniform(math.log(16), math.log(500), (config.boxes, 2)))
+    high = np.minimum(low + side, size[None])
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def pixels(boxes: np.ndarray, config: Config) -> float:
+    """Pixels of features that bins cover, each bin's rounded up."""
+    side = np.ceil((boxes[:, 2:] - boxes[:, :2]) * SCALE / 7)
+    return float(49 * side.prod(axis=1).sum())
+
+
+def our_run(case: Case, both: bool) -> Run:
+    """Compiled, as a function of nothing."""
+    arrays = tuple(map(jnp.asarray, case.arrays))
+    if not both:
+        f = jax.jit(case.ours)
+        return lambda: jax.block_until_ready(f(*arrays))
+
+    @jax.jit
+    def value_and_gradients(pull: jax.Array, *arrays: jax.Array) -> Any:
+        *inputs, last = arrays
+        out, transpose = jax.vjp(lambda *a: case.ours(*a, last), *inputs)
+        return out, transpose(pull)
+
+    pull = jnp.ones(jax.eval_shape(case.ours, *arrays).shape)
+    return lambda: jax.block_until_ready(value_and_gradients(pull, *arrays))
+
+
+def their_run(case: Case, both: bool) -> Run:
+    """The same by torchvision, whose channels come first."""
+    import torch
+
+    first = [
+        a.transpose(2, 0, 1)[None]
+        if a.ndim == 3
+        else a.transpose(3, 2, 0, 1)
+        if a.shape[:2] == (3, 3)
+        else np.moveaxis(a, -1, 1)
+        if a.ndim == 4
+        else a
+        for a in case.arrays
+    ]
+    tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in first]
+    pull = torch.ones_like(case.theirs(*tensors))
+
+    def forward() -> None:
+        with torch.no_grad():
+            case.theirs(*tensors)
+
+    def value_and_gradients() -> None:
+        inputs = [t.requires_grad_() for t in tensors[:-1]]
+        torch.autograd.grad(case.theirs(*tensors), inputs, pull)
+
+    return value_and_gradients if both else forward
+
+
+def their_regions(
+    ops: Any, name: str, options: Mapping[str, Any], x: Any, boxes: Any
+) -> Any:
+    """An operator of torchvision, by name."""
+    import torch
+
+    boxes = torch.cat([torch.zeros(len(boxes), 1), boxes], dim=1)
+    return getattr(ops, name)(x, boxes, 7, spatial_scale=SCALE, **options)
+
+
+def their_convolution(ops: Any, *tensors: Any) -> Any:
+    """The deformable convolution of torchvision, of zeros around the image."""
+    x, offsets, kernel, mask, _ = tensors
+    return ops.deform_conv2d(x, offsets, kernel, padding=1, mask=mask)
+
+
+def measure(runs: Mapping[str, Run], rounds: int) -> dict[str, tuple[float, float]]:
+    """Seconds by the clock and of processor time, in alternation."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # compiles, warms up
+    for _ in range(rounds):
+        for name, run in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            cpu = time.process_time() - cpu
+            times[name].append((time.perf_counter() - wall, cpu))
+    return {
+        name: (median(t[0] for t in found), median(t[1] for t in found))
+        for name, found in times.items()
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
