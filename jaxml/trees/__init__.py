@@ -1,0 +1,20 @@
+"""Decision trees and their ensembles: pure functions over pytrees of arrays.
+
+| module | paper |
+|---|---|
+| `xgboost` | https://arxiv.org/abs/1603.02754 |
+
+What they share: `tree` (a tree as arrays, and prediction), `rule` (scores and leaves from
+sums), `exact` (splits between sorted values), `growth` (levels to trees), `objectives`
+(losses by autodiff), `boosting` (rounds), `fixed_point` (sums that no order can change).
+"""
+
+from jaxml.trees import boosting as boosting
+from jaxml.trees import exact as exact
+from jaxml.trees import fixed_point as fixed_point
+from jaxml.trees import growth as growth
+from jaxml.trees import model as model
+from jaxml.trees import objectives as objectives
+from jaxml.trees import rule as rule
+from jaxml.trees import tree as tree
+from jaxml.trees import xgboost as xgboost
