@@ -274,22 +274,25 @@ def boost(
         return (told, weight), (trees, jnp.float32(jnp.nan))
 
     rounds = jnp.arange(num_rounds, dtype=jnp.int32)
-    flat = (
-        lambda trees: jax.tree.map(  # noqa: E731
-            lambda leaf: leaf.reshape(num_rounds * per_round, *leaf.shape[2:]), trees
-        )
-    )
     if dart is not None:
         told = jnp.zeros((num_rounds * per_round, n), jnp.float32)
         weight = jnp.zeros(num_rounds * per_round, jnp.float32)
         (told, weight), (trees, losses) = lax.scan(dropping, (told, weight), rounds)
         margin = rows.base + _by_output(weight[:, None] * told, per_round, num_parallel)
-        return Boosted(flat(trees), weight, margin, losses)
+        return Boosted(_flat(trees), weight, margin, losses)
     held = rows.base[:0] if evaluation is None else evaluation.base
     start = rows.base, held, jnp.float32(jnp.inf), jnp.int32(0)
     (margin, *_), (trees, losses) = lax.scan(plain, start, rounds)
-    trees = flat(trees)
+    trees = _flat(trees)
     return Boosted(trees, jnp.ones(len(trees.left), jnp.float32), margin, losses)
+
+
+def _flat(trees: Tree) -> Tree:
+    """Rounds and the trees of a round as one axis."""
+    rounds, per_round = trees.left.shape[:2]
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(rounds * per_round, *leaf.shape[2:]), trees
+    )
 
 
 def mean_loss(

@@ -87,11 +87,14 @@ def assemble(
     nodes = [*(n for n, _ in levels), bottom]
     value, cover = (jnp.concatenate(rows) for rows in zip(*nodes, strict=True))
     best = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(s for _, s in levels))
-    # The bottom has no splits.
-    pad = lambda x: jnp.concatenate(
-        [x, jnp.zeros((len(value) - len(x), *x.shape[1:]), x.dtype)]
-    )  # noqa: E731
-    where = lambda x: pad(jnp.where(split, x, jnp.zeros((), x.dtype)))  # noqa: E731
+
+    def pad(x: Array) -> Array:  # the bottom has no splits
+        rest = jnp.zeros((len(value) - len(x), *x.shape[1:]), x.dtype)
+        return jnp.concatenate([x, rest])
+
+    def where(x: Array) -> Array:
+        return pad(jnp.where(split, x, jnp.zeros((), x.dtype)))
+
     left = 2 * jnp.arange(len(split), dtype=jnp.int32) + 1
     words = jnp.where(split[:, None], best.categories, jnp.uint32(0))
     tree = Tree(

@@ -18,8 +18,8 @@ https://doi.org/10.1214/aos/1013203451 (leaves of absolute error, section 4.3).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Literal
 
 import jax
@@ -59,6 +59,7 @@ class Objective:
         quantiles: one per output; leaves become this quantile of their residuals.
         labels: least and greatest label allowed; open where the bound is in `open`.
         open: which bounds of `labels` are themselves forbidden.
+        settings: the group of parameters in XGBoost's files, and its entries.
     """
 
     loss: Callable[[Margin, Float[Array, ""]], Float[Array, ""]]
@@ -72,6 +73,7 @@ class Objective:
     quantiles: tuple[float, ...] = ()
     labels: tuple[float, float] = (-float("inf"), float("inf"))
     open: tuple[bool, bool] = (True, True)
+    settings: tuple[str, tuple[tuple[str, str], ...]] = ("", ())
 
     @property
     def num_outputs(self) -> int:
@@ -114,20 +116,50 @@ def _diagonal(loss: Callable, margin: Array, label: Array) -> tuple[Array, Array
     return g, h
 
 
-def _softplus(x: Array) -> Array:
-    return jnp.logaddexp(x, 0.0)
+def _with_slope(loss: Callable, slope: Callable, bend: Callable) -> Callable:
+    """`loss` with derivatives by m in closed form, where autodiff's would cancel."""
+
+    @jax.custom_jvp
+    def first(m: Array, y: Array) -> Array:
+        return slope(m, y)
+
+    @first.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        return first(*primals), bend(*primals) * tangents[0]
+
+    @jax.custom_jvp
+    def whole(m: Array, y: Array) -> Array:
+        return loss(m, y)
+
+    @whole.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        return whole(*primals), first(*primals) * tangents[0]
+
+    return whole
 
 
-@jax.custom_jvp
-def _log_sigmoid_loss(m: Array, y: Array) -> Array:
-    return _softplus(m) - y * m
+def _logistic_bend(m: Array, y: Array) -> Array:
+    p = jax.nn.sigmoid(m)
+    return p * (1 - p)
 
 
-@_log_sigmoid_loss.defjvp
-def _(primals, tangents):
-    """sigmoid(m) - y, whose own derivative is p (1 - p): no cancellation in float32."""
-    (m, y), (dm, _) = primals, tangents
-    return _log_sigmoid_loss(m, y), (jax.nn.sigmoid(m) - y) * dm
+_logistic = _with_slope(
+    lambda m, y: jnp.logaddexp(m, 0.0) - y * m,
+    lambda m, y: jax.nn.sigmoid(m) - y,
+    _logistic_bend,
+)
+
+
+@cache
+def _pseudo_huber(delta: float) -> Callable:
+    def root(m: Array, y: Array) -> Array:
+        return jnp.sqrt(1 + ((m - y) / delta) ** 2)
+
+    return _with_slope(
+        lambda m, y: delta**2 * (root(m, y) - 1),
+        lambda m, y: (m - y) / root(m, y),
+        lambda m, y: 1 / root(m, y) ** 3,
+    )
 
 
 def _squared(m: Array, y: Array) -> Array:
@@ -149,10 +181,6 @@ def _gamma(m: Array, y: Array) -> Array:
 def _tweedie(power: float, m: Array, y: Array) -> Array:
     low, high = 1 - power, 2 - power
     return jnp.exp(high * m) / high - (y * jnp.exp(low * m) / low if low else y * m)
-
-
-def _pseudo_huber(slope: float, m: Array, y: Array) -> Array:
-    return slope**2 * (jnp.sqrt(1 + ((m - y) / slope) ** 2) - 1)
 
 
 def _absolute(m: Array, y: Array) -> Array:
@@ -223,9 +251,52 @@ def objective(
     >>> float(g[0, 0]), float(h[0, 0])
     (-0.5, 0.25)
     """
+    found = _objective(
+        name,
+        num_class,
+        quantile_alpha,
+        tweedie_variance_power,
+        huber_slope,
+        max_delta_step,
+    )
+    alphas = ",".join(f"{a:g}" for a in np.ravel(quantile_alpha))
+    groups = {
+        "reg:quantileerror": ("quantile_loss_param", "quantile_alpha", f"[{alphas}]"),
+        "reg:tweedie": (
+            "tweedie_regression_param",
+            "tweedie_variance_power",
+            f"{tweedie_variance_power:.9g}",
+        ),
+        "reg:pseudohubererror": (
+            "pseudo_huber_param",
+            "huber_slope",
+            f"{huber_slope:.9g}",
+        ),
+        "count:poisson": (
+            "poisson_regression_param",
+            "max_delta_step",
+            f"{max_delta_step:.9g}",
+        ),
+        "multi:softmax": ("softmax_multiclass_param", "num_class", str(num_class)),
+        "multi:softprob": ("softmax_multiclass_param", "num_class", str(num_class)),
+        "reg:absoluteerror": ("", "", ""),
+        "reg:squaredlogerror": ("", "", ""),
+    }
+    group, key, value = groups.get(name, ("reg_loss_param", "scale_pos_weight", "1"))
+    return replace(found, settings=(group, ((key, value),) if group else ()))
+
+
+def _objective(
+    name: str,
+    num_class: int,
+    quantile_alpha: tuple[float, ...],
+    tweedie_variance_power: float,
+    huber_slope: float,
+    max_delta_step: float,
+) -> Objective:
     positive = {"predict": jnp.exp, "to_margin": jnp.log, "start": "mean"}
     logistic = {
-        "loss": _log_sigmoid_loss,
+        "loss": _logistic,
         "predict": jax.nn.sigmoid,
         "to_margin": _logit,
         "hessian_floor": 1e-16,
@@ -246,7 +317,7 @@ def objective(
     if name == "reg:pseudohubererror":
         if not huber_slope:
             raise ValueError("huber_slope must not be 0")
-        return Objective(partial(_pseudo_huber, huber_slope), name)
+        return Objective(_pseudo_huber(huber_slope), name)
     if name == "reg:absoluteerror":
         return Objective(
             _absolute, name, hessian_floor=1.0, start="quantile", quantiles=(0.5,)

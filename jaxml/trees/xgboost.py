@@ -18,7 +18,7 @@ them XGBoost's own: no factor 1/2 in the gain, a Hessian for losses without curv
 Random draws (rows, columns, DART) have XGBoost's distribution, not its generator.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -29,7 +29,11 @@ from jaxml.export import export
 from jaxml.trees import exact
 from jaxml.trees.boosting import Dart, Evaluation, Grow, Rows, Sampling, boost
 from jaxml.trees.growth import Columns
-from jaxml.trees.model import Model
+from jaxml.trees.model import Model as Model
+from jaxml.trees.model_files import load_json as load_json
+from jaxml.trees.model_files import load_ubj as load_ubj
+from jaxml.trees.model_files import save_json as save_json
+from jaxml.trees.model_files import save_ubj as save_ubj
 from jaxml.trees.objectives import Objective, initial_prediction, objective
 from jaxml.trees.rule import newton
 from jaxml.trees.tree import predict_sum
@@ -53,9 +57,10 @@ class Config:
         min_child_weight: the least sum of Hessians of a child.
         reg_lambda: L2 penalty of leaf values.
         reg_alpha: L1 penalty of leaf values.
-        scale_pos_weight: weight of the rows of label 1.
         base_score: prediction to start from, or None to estimate it.
         objective: a name of XGBoost's or an `Objective` of one's own.
+        scale_pos_weight: weight of the rows of label 1, for the objectives that XGBoost
+            has it for.
         num_boost_round: rounds.
         max_depth: levels of splits of a tree.
         max_delta_step: the largest absolute leaf value before `eta`; 0 for no bound. For
@@ -86,9 +91,9 @@ class Config:
     min_child_weight: Any = 1.0
     reg_lambda: Any = 1.0
     reg_alpha: Any = 0.0
-    scale_pos_weight: Any = 1.0
     base_score: Any = None
     objective: str | Objective = field(default="reg:squarederror", **Static)
+    scale_pos_weight: float = field(default=1.0, **Static)
     num_boost_round: int = field(default=10, **Static)
     max_depth: int = field(default=6, **Static)
     max_delta_step: float = field(default=0.0, **Static)
@@ -198,7 +203,12 @@ def _fit(
 ) -> Model:
     goal = config.resolved_objective()
     if config.base_score is None:
-        prediction = initial_prediction(goal, y, weights, config.axis_name)
+        spoken, rescaled = goal, weights
+        if config.scale_pos_weight != 1:  # then XGBoost takes a Newton step
+            spoken, scale = replace(goal, start="newton"), config.scale_pos_weight
+            rescaled = jnp.where(y == 1, jnp.float32(scale), 1)
+            rescaled = rescaled if weights is None else rescaled * weights
+        prediction = initial_prediction(spoken, y, rescaled, config.axis_name)
     else:
         prediction = jnp.asarray(config.base_score, jnp.float32)
         prediction = jnp.broadcast_to(prediction, (goal.num_outputs,))
@@ -346,7 +356,9 @@ def staged_predict(
 @jax.jit
 def _staged(model: Model, x: Array) -> Float[Array, "rounds rows outputs"]:
     rounds = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, model.trees_per_round, *leaf.shape[1:]),
+        lambda leaf: leaf.reshape(
+            model.num_rounds, model.trees_per_round, *leaf.shape[1:]
+        ),
         (model.trees, model.group, model.weight),
     )
 
@@ -470,5 +482,12 @@ def _check_config(config: Config, columns: int) -> None:
                 f"interaction_constraints must name columns below {columns}, got "
                 f"{tuple(members)}"
             )
+    if config.scale_pos_weight != 1 and config.resolved_objective().settings[0] != (
+        "reg_loss_param"
+    ):
+        raise ValueError(
+            f"scale_pos_weight must be 1 for this objective, got "
+            f"{config.scale_pos_weight}"
+        )
     if config.axis_name is not None and config.tree_method == "exact":
         raise ValueError("tree_method must be 'hist' for rows split over devices")
