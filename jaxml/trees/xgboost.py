@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxml.export import export
-from jaxml.trees import exact
+from jaxml.trees import exact, histogram
+from jaxml.trees.bins import Bins, make_bins
 from jaxml.trees.boosting import Dart, Evaluation, Grow, Rows, Sampling, boost
 from jaxml.trees.growth import Columns
 from jaxml.trees.model import Model as Model
@@ -140,7 +141,7 @@ class Config:
 
 @export("trees.xgboost.fit", since="0.1")
 def fit(
-    x: Float[Array, "rows columns"],
+    x: Float[Array, "rows columns"] | Bins,
     y: Array,
     config: Config,
     key: PRNGKeyArray,
@@ -152,7 +153,8 @@ def fit(
     """Trains a model; the whole run is one compiled program.
 
     Args:
-        x: features, compared as float32; NaN is missing.
+        x: features, compared as float32; NaN is missing. Or `Bins` of them, whose cuts are
+            then kept.
         y: labels: numbers, or class indices for a softmax.
         config: what to train.
         key: for the draws of rows, columns and dropped trees; ignored where nothing is
@@ -176,7 +178,8 @@ def fit(
     """
     goal = config.resolved_objective()
     check(config, x, y, weights, goal)
-    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    x = x if isinstance(x, Bins) else jnp.asarray(x, jnp.float32)
+    y = jnp.asarray(y, jnp.float32)
     weights = None if weights is None else jnp.asarray(weights, jnp.float32)
     held = None
     if evaluation is not None:
@@ -187,13 +190,13 @@ def fit(
     if config.early_stopping_rounds and held is None:
         raise ValueError("early_stopping_rounds must come with `evaluation`")
     if base_margin is not None:
-        base_margin = jnp.asarray(base_margin, jnp.float32).reshape(len(x), -1)
+        base_margin = jnp.asarray(base_margin, jnp.float32).reshape(len(y), -1)
     return _fit(x, y, config, key, weights, base_margin, held)
 
 
 @jax.jit
 def _fit(
-    x: Array,
+    x: Array | Bins,
     y: Array,
     config: Config,
     key: PRNGKeyArray,
@@ -214,7 +217,7 @@ def _fit(
         prediction = jnp.broadcast_to(prediction, (goal.num_outputs,))
     start = goal.to_margin(prediction)
     if base_margin is None:
-        base_margin = jnp.broadcast_to(start[None, :], (len(x), goal.num_outputs))
+        base_margin = jnp.broadcast_to(start[None, :], (len(y), goal.num_outputs))
     rows = Rows(y, weights, base_margin)
     evaluation = None
     if held is not None:
@@ -229,7 +232,7 @@ def _fit(
         config.normalize_type,
     )
     boosted = boost(
-        _grower(x, config),
+        _grower(x, config, weights),
         goal,
         rows,
         eta,
@@ -260,7 +263,7 @@ def _fit(
     )
 
 
-def _grower(x: Array, config: Config) -> Grow:
+def _grower(x: Array | Bins, config: Config, weights: Array | None) -> Grow:
     """How this configuration grows one tree."""
     rule = newton(
         config.reg_lambda,
@@ -274,11 +277,32 @@ def _grower(x: Array, config: Config) -> Grow:
         config.colsample_bylevel,
         config.colsample_bynode,
     )
-    columns = exact.presort(x)
+    if config.tree_method == "exact":
+        columns = exact.presort(x)
 
-    def grow(channels: Array, available: Array, key: PRNGKeyArray) -> Any:
-        return exact.grow(
-            columns,
+        def grow_exact(channels: Array, available: Array, key: PRNGKeyArray) -> Any:
+            return exact.grow(
+                columns,
+                channels,
+                rule,
+                config.max_depth,
+                gamma=config.gamma,
+                use=use,
+                available=available,
+                key=key,
+            )
+
+        return grow_exact
+    binned = x if isinstance(x, Bins) else None
+    if binned is None and config.tree_method == "hist":
+        binned = make_bins(x, config.max_bin, weights, config.axis_name)
+
+    def grow_binned(channels: Array, available: Array, key: PRNGKeyArray) -> Any:
+        found = binned
+        if found is None:  # cuts anew, where the Hessian is
+            found = make_bins(x, config.max_bin, channels[:, 1], config.axis_name)
+        return histogram.grow(
+            found,
             channels,
             rule,
             config.max_depth,
@@ -286,9 +310,10 @@ def _grower(x: Array, config: Config) -> Grow:
             use=use,
             available=available,
             key=key,
+            axis_name=config.axis_name,
         )
 
-    return grow
+    return grow_binned
 
 
 @export("trees.xgboost.predict", since="0.1")
@@ -419,15 +444,16 @@ def _check_width(model: Model, x: Array) -> None:
 
 def check(
     config: Config,
-    x: Array,
+    x: Array | Bins,
     y: Array,
     weights: Array | None,
     goal: Objective,
     width: int | None = None,
 ) -> None:
     """Raises ValueError unless `fit` can work with these."""
-    if np.ndim(x) != 2 or not x.shape[0] or not x.shape[1]:
-        raise ValueError(f"x must be [rows, columns], both positive, got {np.shape(x)}")
+    shape = x.shape if isinstance(x, Bins) else np.shape(x)
+    if len(shape) != 2 or not x.shape[0] or not x.shape[1]:
+        raise ValueError(f"x must be [rows, columns], both positive, got {shape}")
     if width is not None and x.shape[1] != width:
         raise ValueError(f"held-out x must have {width} columns, got {x.shape[1]}")
     if np.shape(y) != (x.shape[0],):
@@ -435,9 +461,14 @@ def check(
     if weights is not None and np.shape(weights) != np.shape(y):
         raise ValueError(f"weights must be {np.shape(y)}, got {np.shape(weights)}")
     _check_config(config, x.shape[1])
-    if any(isinstance(part, jax.core.Tracer) for part in (x, y, weights)):
+    if isinstance(x, Bins) and config.tree_method != "hist":
+        raise ValueError(
+            f"tree_method must be 'hist' for bins, got {config.tree_method}"
+        )
+    leaves = jax.tree.leaves((x, y, weights))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return
-    if np.isinf(np.asarray(x)).any():
+    if not isinstance(x, Bins) and np.isinf(np.asarray(x)).any():
         raise ValueError("x must be finite, or NaN where missing, got an infinity")
     y = np.asarray(y, np.float64)
     if not np.isfinite(y).all():
