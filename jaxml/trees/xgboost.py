@@ -37,6 +37,7 @@ from jaxml.trees.model_files import save_json as save_json
 from jaxml.trees.model_files import save_ubj as save_ubj
 from jaxml.trees.objectives import Objective, initial_prediction, objective
 from jaxml.trees.rule import newton
+from jaxml.trees.shap import shap_values as shap_values
 from jaxml.trees.tree import predict_sum
 from jaxml.typing import Array, Float, PRNGKeyArray
 
