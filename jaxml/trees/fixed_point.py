@@ -30,7 +30,7 @@ COARSE = 30
 
 @export("trees.fixed_point.power_of_two", since="0.1")
 def power_of_two(
-    exponent: Int[Array, "..."], dtype: jnp.dtype = jnp.float32
+    exponent: Int[Array, "..."], dtype: Any = jnp.float32
 ) -> Float[Array, "..."]:
     """2^exponent, exactly; exponents are clamped to those of normal numbers.
 

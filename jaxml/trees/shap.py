@@ -168,7 +168,14 @@ def _walk(tree: Tree) -> Iterator[tuple[dict, float, int]]:
                 low = max(low, t)
             else:
                 high = min(high, t)
-            slot = low, high, allowed, beyond, missing and default == (not side), z * part
+            slot = (
+                low,
+                high,
+                allowed,
+                beyond,
+                missing and default == (not side),
+                z * part,
+            )
             stack.append((first + side, {**slots, feature: slot}, share * part))
 
 
