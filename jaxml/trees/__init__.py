@@ -8,7 +8,7 @@
 What they share: `tree` (a tree as arrays, and prediction), `rule` (scores and leaves from
 sums of channels), `exact` and `histogram` (the search for splits), `bins`, `fixed_point`
 (sums that no order can change), `growth` (levels to trees), `objectives` (losses by
-autodiff), `boosting` (rounds), `model`, `model_files` and `ubjson`.
+autodiff), `boosting` (rounds of trees), `linear` (the linear booster), `model`, `model_files` and `ubjson`.
 """
 
 from jaxml.trees import bins as bins
@@ -17,6 +17,7 @@ from jaxml.trees import exact as exact
 from jaxml.trees import fixed_point as fixed_point
 from jaxml.trees import growth as growth
 from jaxml.trees import histogram as histogram
+from jaxml.trees import linear as linear
 from jaxml.trees import model as model
 from jaxml.trees import model_files as model_files
 from jaxml.trees import objectives as objectives

@@ -18,6 +18,8 @@ Training of Gradient Boosting Decision Trees", NeurIPS 2022,
 https://arxiv.org/abs/2207.09682 (here rounding is to nearest, with all 31 bits).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 

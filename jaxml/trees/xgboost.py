@@ -30,9 +30,11 @@ from jaxml.trees import exact, histogram
 from jaxml.trees.bins import Bins, make_bins
 from jaxml.trees.boosting import Dart, Evaluation, Grow, Rows, Sampling, boost
 from jaxml.trees.growth import Columns
+from jaxml.trees.linear import descend
 from jaxml.trees.model import Model as Model
 from jaxml.trees.model_files import load_json as load_json
 from jaxml.trees.model_files import load_ubj as load_ubj
+from jaxml.trees.model_files import no_trees
 from jaxml.trees.model_files import save_json as save_json
 from jaxml.trees.model_files import save_ubj as save_ubj
 from jaxml.trees.objectives import Objective, initial_prediction, objective
@@ -54,10 +56,10 @@ class Config:
     one for each value.
 
     Attributes:
-        eta: factor of every tree.
+        eta: factor of every tree; None is 0.3, and 0.5 for "gblinear".
         gamma: the least gain of a split.
         min_child_weight: the least sum of Hessians of a child.
-        reg_lambda: L2 penalty of leaf values.
+        reg_lambda: L2 penalty of leaf values; None is 1, and 0 for "gblinear".
         reg_alpha: L1 penalty of leaf values.
         base_score: prediction to start from, or None to estimate it.
         objective: a name of XGBoost's or an `Objective` of one's own.
@@ -88,10 +90,10 @@ class Config:
         axis_name: mesh axis over which the rows are split, inside `jax.shard_map`.
     """
 
-    eta: Any = 0.3
+    eta: Any = None
     gamma: Any = 0.0
     min_child_weight: Any = 1.0
-    reg_lambda: Any = 1.0
+    reg_lambda: Any = None
     reg_alpha: Any = 0.0
     base_score: Any = None
     objective: str | Objective = field(default="reg:squarederror", **Static)
@@ -133,6 +135,16 @@ class Config:
             huber_slope=self.huber_slope,
             max_delta_step=self.max_delta_step or 0.7,
         )
+
+    def step(self) -> Any:
+        """`eta`, with the booster's default."""
+        default = 0.5 if self.booster == "gblinear" else 0.3
+        return default if self.eta is None else self.eta
+
+    def ridge(self) -> Any:
+        """`reg_lambda`, with the booster's default."""
+        default = 0.0 if self.booster == "gblinear" else 1.0
+        return default if self.reg_lambda is None else self.reg_lambda
 
     def delta_step(self) -> float:
         """`max_delta_step`, with Poisson's default."""
@@ -224,7 +236,9 @@ def _fit(
     if held is not None:
         base = jnp.broadcast_to(start[None, :], (len(held[0]), goal.num_outputs))
         evaluation = Evaluation(*held, base)
-    eta = jnp.asarray(config.eta, jnp.float32)
+    eta = jnp.asarray(config.step(), jnp.float32)
+    if config.booster == "gblinear":
+        return _fit_linear(x, rows, config, goal, start, prediction)
     dart = Dart(
         config.rate_drop,
         config.skip_drop,
@@ -264,10 +278,41 @@ def _fit(
     )
 
 
+def _fit_linear(
+    x: Array,
+    rows: Rows,
+    config: Config,
+    goal: Objective,
+    start: Array,
+    prediction: Array,
+) -> Model:
+    weights = descend(
+        x,
+        rows.label,
+        rows.weight,
+        rows.base,
+        goal,
+        config.num_boost_round,
+        config.step(),
+        config.ridge(),
+        config.reg_alpha,
+    )
+    return no_trees(
+        linear=weights,
+        losses=jnp.full(config.num_boost_round, jnp.nan, jnp.float32),
+        start=start,
+        base_score=prediction,
+        eta=jnp.float32(1),
+        objective=goal,
+        num_features=x.shape[1],
+        booster="gblinear",
+    )
+
+
 def _grower(x: Array | Bins, config: Config, weights: Array | None) -> Grow:
     """How this configuration grows one tree."""
     rule = newton(
-        config.reg_lambda,
+        config.ridge(),
         config.reg_alpha,
         config.delta_step(),
         config.min_child_weight,
@@ -462,6 +507,8 @@ def check(
     if weights is not None and np.shape(weights) != np.shape(y):
         raise ValueError(f"weights must be {np.shape(y)}, got {np.shape(weights)}")
     _check_config(config, x.shape[1])
+    if isinstance(x, Bins) and config.booster == "gblinear":
+        raise ValueError("x must be features, not bins, for a linear model")
     if isinstance(x, Bins) and config.tree_method != "hist":
         raise ValueError(
             f"tree_method must be 'hist' for bins, got {config.tree_method}"
@@ -521,5 +568,9 @@ def _check_config(config: Config, columns: int) -> None:
             f"scale_pos_weight must be 1 for this objective, got "
             f"{config.scale_pos_weight}"
         )
+    if config.booster == "gblinear" and (
+        config.early_stopping_rounds or config.axis_name is not None
+    ):
+        raise ValueError("gblinear must have neither early stopping nor an axis_name")
     if config.axis_name is not None and config.tree_method == "exact":
         raise ValueError("tree_method must be 'hist' for rows split over devices")

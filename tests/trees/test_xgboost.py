@@ -139,7 +139,7 @@ def test_any_loss_written_in_jax_is_boosted(rng):
 
 
 def test_early_stopping_keeps_the_best_round(rng):
-    x, y = problem(rng)
+    x, _ = problem(rng)
     noise = rng.normal(size=64).astype(np.float32)
     config = changed(early_stopping_rounds=2, num_boost_round=12, eta=1.0)
     model = fit(x, noise, config, KEY, evaluation=(x[::-1], noise))
