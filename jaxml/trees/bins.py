@@ -15,8 +15,9 @@ Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 20
 https://arxiv.org/abs/1603.02754 (section 3.2 and appendix A; here sorted, not sketched).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -29,23 +30,32 @@ GAP = 1e-5
 
 
 @export("trees.bins.Bins", since="0.1")
-class Bins(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bins:
     """Binned features.
 
     Attributes:
         index: the bin of every value, column by column; `width` where it is missing.
         cuts: upper bounds of the bins, ascending; +inf behind a column's last.
         lowest: below all values: the threshold that parts them from the missing ones.
+        has_missing: whether values may be missing; if not, there is no bin for them.
     """
 
     index: Int[Array, "columns rows"]
     cuts: Float[Array, "columns bins"]
     lowest: Float[Array, " columns"]
+    has_missing: bool = field(default=True, metadata={"static": True})
 
     @property
     def width(self) -> int:
         """Bins for values; missing ones have one more."""
         return self.cuts.shape[1]
+
+    @property
+    def stride(self) -> int:
+        """All bins of a column."""
+        return self.width + self.has_missing
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,6 +69,8 @@ def make_bins(
     max_bin: int = 256,
     weights: Float[Array, " rows"] | None = None,
     axis_name: str | None = None,
+    *,
+    has_missing: bool = True,
 ) -> Bins:
     """Cuts the columns at quantiles and bins their values.
 
@@ -68,6 +80,7 @@ def make_bins(
         weights: of the rows, for weighted quantiles.
         axis_name: mesh axis over which the rows are split; all of them are gathered to
             find the cuts.
+        has_missing: False where no value is NaN, which saves a bin.
 
     >>> bins = make_bins(jnp.array([[3.0], [1.0], [jnp.nan], [1.0]]), max_bin=4)
     >>> bins.index.tolist(), bins.cuts.round(2).tolist()
@@ -82,7 +95,9 @@ def make_bins(
         if weights is not None:
             mass = lax.all_gather(weights, axis_name, tiled=True, to="invarying")
     if mass is None:
-        found = lax.map(lambda column: _cut(_ascending(column), None, max_bin), every)
+        # Two loops: in one, XLA would make the sorted column again for each of its uses.
+        ascending = lax.map(_ascending, every)
+        found = lax.map(lambda column: _cut(column, None, max_bin), ascending)
     else:
 
         def weighted(column: Array) -> tuple[Array, Array]:
@@ -90,7 +105,7 @@ def make_bins(
             return _cut(column[order], mass[order], max_bin)
 
         found = lax.map(weighted, every)
-    return assign(columns, *found)
+    return assign(columns, *found, has_missing=has_missing)
 
 
 @export("trees.bins.from_cuts", since="0.1")
@@ -125,18 +140,26 @@ def assign(
     columns: Float[Array, "columns rows"],
     cuts: Float[Array, "columns bins"],
     lowest: Float[Array, " columns"],
+    *,
+    has_missing: bool = True,
 ) -> Bins:
     """The bin of every value: the first cut above it, or the column's last bin."""
     width = cuts.shape[1]
-    dtype = jnp.uint8 if width < 256 else jnp.uint16
+    dtype = jnp.dtype(jnp.uint8 if width + has_missing <= 256 else jnp.uint16)
     last = jnp.sum(jnp.isfinite(cuts), axis=1).astype(jnp.int32) - 1
 
     def one(column: tuple[Array, Array, Array]) -> Array:
         value, cut, end = column
-        index = jnp.minimum(jnp.searchsorted(cut, value, side="right"), end.clip(0))
-        return jnp.where(jnp.isnan(value), width, index).astype(dtype)
+        index = jnp.minimum(
+            jnp.searchsorted(cut, value, side="right", method="scan_unrolled"),
+            end.clip(0),
+        )
+        if has_missing:
+            index = jnp.where(jnp.isnan(value), width, index)
+        return index.astype(dtype)
 
-    return Bins(lax.map(one, (columns, cuts, last)), cuts, lowest)
+    index = lax.map(one, (columns, cuts, last))
+    return Bins(index, cuts, lowest, has_missing)
 
 
 def _ascending(x: Float[Array, " rows"]) -> Float[Array, " rows"]:

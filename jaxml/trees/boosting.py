@@ -139,10 +139,10 @@ def grow_round(
         output, parallel = index // num_parallel, index % num_parallel
         row_key, tree_key = jax.random.split(keys[parallel])
         tree_key, column_key = jax.random.split(jax.random.fold_in(tree_key, output))
-        channels = jnp.stack((g[:, output], h[:, output]), axis=1)
+        channels = jnp.stack((g[:, output], h[:, output]))
         counted = sampling.rows(row_key, n)
         if counted is not None:
-            channels = jnp.where(counted[:, None], channels, 0)
+            channels = jnp.where(counted[None], channels, 0)
         every = jnp.ones((1, num_columns), bool)
         available = draw_columns(column_key, every, sampling.bytree)[0]
         tree, leaf = grow(channels, available, tree_key)

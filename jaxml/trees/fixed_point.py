@@ -59,63 +59,63 @@ def exponent_above(x: Float[Array, "..."]) -> Int[Array, "..."]:
 
 @export("trees.fixed_point.quantize", since="0.1")
 def quantize(
-    x: Float[Array, "rows channels"], axis_name: str | None = None
-) -> tuple[Int[Array, "rows channels"], Int[Array, " channels"]]:
+    x: Float[Array, "channels rows"], axis_name: str | None = None
+) -> tuple[Int[Array, "channels rows"], Int[Array, " channels"]]:
     """Integers q and exponents s with x = q 2^-s nearly, and every sum of q in int32.
 
     Args:
         x: float32 numbers, finite.
         axis_name: mesh axis over which the rows are split; the scale is common.
 
-    >>> q, s = quantize(jnp.array([[0.5], [-0.25]]))
+    >>> q, s = quantize(jnp.array([[0.5, -0.25]]))
     >>> (q / 2.0 ** s).tolist()
-    [[0.5], [-0.25]]
+    [[0.5, -0.25]]
     """
-    n = jnp.int32(x.shape[0])
-    peak = jnp.max(jnp.abs(x), axis=0, initial=0.0)
+    n = jnp.int32(x.shape[1])
+    peak = jnp.max(jnp.abs(x), axis=1, initial=0.0)
     if axis_name is not None:
         n, peak = lax.psum(n, axis_name), lax.pmax(peak, axis_name)
     # First a coarse sum that cannot overflow: every |x| counts as less than 2^room.
     room = COARSE - exponent_above(n.astype(jnp.float32))
     coarse = jnp.minimum(room - exponent_above(peak), 126)
-    steps = jnp.ceil(jnp.abs(x) * power_of_two(coarse)[None, :]).astype(jnp.int32)
-    total = jnp.sum(steps, axis=0)
+    steps = jnp.ceil(jnp.abs(x) * power_of_two(coarse)[:, None]).astype(jnp.int32)
+    total = jnp.sum(steps, axis=1)
     if axis_name is not None:
         total = lax.psum(total, axis_name)
     # sum |x| <= total 2^-coarse; rounding adds at most n / 2 < 2^29.
     exponent = jnp.minimum(coarse + 30 - exponent_above(total.astype(jnp.float32)), 126)
-    q = jnp.round(x * power_of_two(exponent)[None, :]).astype(jnp.int32)
+    q = jnp.round(x * power_of_two(exponent)[:, None]).astype(jnp.int32)
     return q, exponent
 
 
 @export("trees.fixed_point.quantize_wide", since="0.1")
 def quantize_wide(
-    x: Float[Array, "rows channels"], axis_name: str | None = None
-) -> tuple[Int[Array, "rows channels"], Int[Array, " channels"]]:
+    x: Float[Array, "channels rows"], axis_name: str | None = None
+) -> tuple[Int[Array, "channels rows"], Int[Array, " channels"]]:
     """As `quantize`, in int64; to be called inside `jax.enable_x64(True)`."""
-    n = x.shape[0]
-    peak = jnp.max(jnp.abs(x), axis=0, initial=0.0)
+    n = x.shape[1]
+    peak = jnp.max(jnp.abs(x), axis=1, initial=0.0)
     if axis_name is not None:
         n, peak = n * lax.axis_size(axis_name), lax.pmax(peak, axis_name)
     exponent = 62 - n.bit_length() - exponent_above(peak)
     # Beyond 200 bits below one there is nothing that a float32 could hold.
     exponent = jnp.minimum(exponent, 200)
-    scaled = x.astype(jnp.float64) * power_of_two(exponent, jnp.float64)[None, :]
+    scaled = x.astype(jnp.float64) * power_of_two(exponent, jnp.float64)[:, None]
     return jnp.round(scaled).astype(jnp.int64), exponent
 
 
 @export("trees.fixed_point.exact_sum", since="0.1")
 def exact_sum(
-    x: Float[Array, "rows channels"], axis_name: str | None = None
+    x: Float[Array, "channels rows"], axis_name: str | None = None
 ) -> Float[Array, " channels"]:
     """The sum over all rows, in float64; to be called inside `jax.enable_x64(True)`.
 
     >>> with jax.enable_x64(True):
-    ...     exact_sum(jnp.array([[1e8], [1.0], [-1e8]], jnp.float32)).tolist()
+    ...     exact_sum(jnp.array([[1e8, 1.0, -1e8]], jnp.float32)).tolist()
     [1.0]
     """
     q, exponent = quantize_wide(x, axis_name)
-    total = jnp.sum(q, axis=0)
+    total = jnp.sum(q, axis=1)
     if axis_name is not None:
         total = lax.psum(total, axis_name)
     return total * power_of_two(-exponent, jnp.float64)

@@ -5,8 +5,9 @@ and added up by (node, bin), column after column: one scalar scatter each, which
 backend does in a nanosecond or two. Integer sums know no order: the trees are the same, bit
 for bit, for any order of the rows and any number of devices (`lax.psum` of the words).
 
-From the second level on only the smaller child of every split is summed, over its rows
-alone, which are at most half of all; the other child is the parent less its sibling.
+All rows are summed on every level. To sum the smaller child of each split alone and get the
+other by subtraction halves the scatters, but to gather its rows costs XLA's CPU backend
+more than that: 7.7 ms a level against 5.8 (100,000 rows, 28 columns, 32 nodes).
 
 Candidates are tried as XGBoost does: bins ascending with missing values right, then, in
 nodes that have some, bins descending with missing values left; of equal gains the first.
@@ -15,10 +16,7 @@ The trap: a word holds two channels, the second in its low half without a sign, 
 second channel must not be negative (Hessians, weights and counts are not).
 
 Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016,
-https://arxiv.org/abs/1603.02754 (algorithm 2); Ke et al., "LightGBM: A Highly Efficient
-Gradient Boosting Decision Tree", NeurIPS 2017,
-https://proceedings.neurips.cc/paper/2017/hash/6449f44a102fde848669bdd9eb6b76fa-Abstract.html
-(histogram subtraction).
+https://arxiv.org/abs/1603.02754 (algorithm 2).
 """
 
 import jax
@@ -43,11 +41,13 @@ from jaxml.trees.rule import Rule
 from jaxml.trees.tree import Tree
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
+Table = Int[Array, "columns words slots bins"]
+
 
 @export("trees.histogram.grow", since="0.1")
 def grow(
     bins: Bins,
-    channels: Float[Array, "rows channels"],
+    channels: Float[Array, "channels rows"],
     rule: Rule,
     max_depth: int,
     *,
@@ -87,11 +87,9 @@ def grow(
     levels = []
     with jax.enable_x64(True):
         unit = power_of_two(-exponent, jnp.float64)
-        total = _psum(jnp.sum(q.astype(jnp.int64), axis=0)[:, None], axis_name)
-    table = None
+        total = _psum(jnp.sum(q.astype(jnp.int64), axis=1)[:, None], axis_name)
     for depth in range(max_depth):
-        slots = 2**depth
-        table = _level_table(bins, words, slot, slots, table, levels, axis_name)
+        table = _sums_by_bin(bins, words, slot, 2**depth, axis_name)
         nodes = _describe(total, unit, rule, bounds if use.monotone else None)
         allowed = use.allowed(jax.random.fold_in(key, depth), available, path)
         splits, cut, left = _best_splits(
@@ -125,11 +123,11 @@ def _psum(x: Array, axis_name: str | None) -> Array:
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
-def _pack(q: Int[Array, "rows channels"]) -> Int[Array, "words rows"]:
+def _pack(q: Int[Array, "channels rows"]) -> Int[Array, "words rows"]:
     """Two channels to an int64: the first above 32 bits, the second, >= 0, below."""
     with jax.enable_x64(True):
-        wide = jnp.pad(q.astype(jnp.int64), ((0, 0), (0, q.shape[1] % 2)))
-        return ((wide[:, 0::2] << 32) + wide[:, 1::2]).T
+        wide = jnp.pad(q.astype(jnp.int64), ((0, len(q) % 2), (0, 0)))
+        return (wide[0::2] << 32) + wide[1::2]
 
 
 def _unpack(words: Array) -> Array:
@@ -138,29 +136,32 @@ def _unpack(words: Array) -> Array:
     return parts.reshape(2 * len(words), *words.shape[1:])
 
 
-def _level_table(
+def _sums_by_bin(
     bins: Bins,
     words: Int[Array, "words rows"],
     slot: Int[Array, " rows"],
     slots: int,
-    parents: Array | None,
-    levels: list,
     axis_name: str | None,
-) -> Int[Array, "columns words slots bins"]:
+) -> Table:
     """Sums of the words by column, slot and bin; the missing bin is the last."""
-    del parents, levels
-    stride = bins.width + 1
+    stride = bins.stride
+    base = slot * stride
+    table = lax.map(
+        lambda index: _add(words, base + index.astype(jnp.int32), slots * stride),
+        bins.index,
+    )
     with jax.enable_x64(True):
-        base = slot * stride
+        table = _psum(table, axis_name)
+    return table.reshape(len(bins.index), len(words), slots, stride)
 
-        def column(index: Array) -> Array:
-            at = base + index.astype(jnp.int32)
-            zero = jnp.zeros(slots * stride, jnp.int64)
-            add = lambda word: zero.at[at].add(word, mode="promise_in_bounds")  # noqa: E731
-            return jnp.stack([add(word) for word in words])
 
-        table = _psum(lax.map(column, bins.index), axis_name)
-        return table.reshape(len(bins.index), len(words), slots, stride)
+def _add(
+    words: Int[Array, "words rows"], at: Int[Array, " rows"], size: int
+) -> Int[Array, "words places"]:
+    with jax.enable_x64(True):
+        zero = jnp.zeros(size, jnp.int64)
+        add = zero.at[at].add
+        return jnp.stack([add(word, mode="promise_in_bounds") for word in words])
 
 
 def _describe(
@@ -177,7 +178,7 @@ def _describe(
 
 def _best_splits(
     bins: Bins,
-    table: Int[Array, "columns words slots bins"],
+    table: Table,
     total: Int[Array, "channels slots"],
     unit: Array,
     rule: Rule,
@@ -199,9 +200,10 @@ def _best_splits(
         words, cuts, lowest, may, sign = column
         with jax.enable_x64(True):
             by_bin = _unpack(words)[:channels].astype(jnp.float64)
-            prefix = _prefix_sums(by_bin[..., :-1])
+            present = by_bin[..., : bins.width]
+            prefix = _prefix_sums(present)
             whole = (total * 1.0)[..., None]
-            missing = by_bin[..., -1]
+            missing = total - prefix[..., -1]
             scale = unit[:, None, None]
 
             def gain(left: Array, right: Array) -> Array:
@@ -217,7 +219,7 @@ def _best_splits(
 
             def both_ways() -> tuple[Array, Array, Array]:
                 # Bins from i on go right, and the missing ones left.
-                right = prefix[..., -1:] - prefix + by_bin[..., :-1]
+                right = prefix[..., -1:] - prefix + present
                 backward = jnp.flip(gain(whole - right, right), axis=-1)
                 some = jnp.any(missing != 0, axis=0)
                 other, place = _first_max(jnp.where(some[:, None], backward, -jnp.inf))
@@ -254,8 +256,11 @@ def _best_splits(
 
 
 def _first_max(gain: Float[Array, "slots bins"]) -> tuple[Array, Array]:
-    at = lax.argmax(gain, gain.ndim - 1, jnp.int32)
-    return jnp.take_along_axis(gain, at[:, None], axis=-1)[:, 0], at
+    """The largest of each row and where it is first, faster than by argmax."""
+    top = jnp.max(gain, axis=-1)
+    place = lax.broadcasted_iota(jnp.int32, gain.shape, 1)
+    tied = gain == top[:, None]
+    return top, jnp.min(jnp.where(tied, place, gain.shape[1] - 1), axis=-1)
 
 
 def _prefix_sums(x: Float[Array, "channels slots bins"]) -> Array:
@@ -287,7 +292,8 @@ def _goes_right(
     index = (
         bins.index.reshape(-1).at[at].get(mode="promise_in_bounds").astype(jnp.int32)
     )
-    # One number a slot: rows above `last` go right, unless they are missing.
     right = index > jnp.where(alive, cut, bins.width)[slot]
+    if not bins.has_missing:
+        return right.astype(jnp.int32)
     stay = (splits.default_left | ~alive)[slot]
     return (right & ~((index == bins.width) & stay)).astype(jnp.int32)

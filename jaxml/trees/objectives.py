@@ -459,19 +459,19 @@ def initial_prediction(
         return start if axis_name is None else lax.pmean(start, axis_name)
     if objective.start == "mean":
         with jax.enable_x64(True):
-            columns = jnp.stack((weight * label, weight), axis=1)
+            columns = jnp.stack((weight * label, weight))
             total, count = exact_sum(columns, axis_name)
             return jnp.broadcast_to(total / count, (outputs,)).astype(jnp.float32)
     if objective.start == "class":
         hot = label[:, None] == jnp.arange(outputs, dtype=label.dtype)[None, :]
         with jax.enable_x64(True):
-            counts = exact_sum(weight[:, None] * hot, axis_name)
+            counts = exact_sum((weight[:, None] * hot).T, axis_name)
             share = (counts / jnp.sum(counts)).astype(jnp.float32)
         log = jnp.log(share + EPS)
         return log - jnp.mean(log)
     g, h = objective.derivatives(jnp.zeros((len(label), outputs)), label)
     with jax.enable_x64(True):
-        columns = weight[:, None] * jnp.concatenate((g, h), axis=1)
+        columns = (weight[:, None] * jnp.concatenate((g, h), axis=1)).T
         sums = exact_sum(columns, axis_name)
         step = -sums[:outputs] / jnp.maximum(sums[outputs:], EPS)
         step = step.astype(jnp.float32)

@@ -19,6 +19,7 @@ Random draws (rows, columns, DART) have XGBoost's distribution, not its generato
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -204,10 +205,13 @@ def fit(
         raise ValueError("early_stopping_rounds must come with `evaluation`")
     if base_margin is not None:
         base_margin = jnp.asarray(base_margin, jnp.float32).reshape(len(y), -1)
-    return _fit(x, y, config, key, weights, base_margin, held)
+    # Dense features need half the program: worth a look, where values can be looked at.
+    known = not isinstance(x, jax.core.Tracer | Bins)
+    has_missing = bool(jnp.isnan(x).any()) if known else True
+    return _fit(x, y, config, key, weights, base_margin, held, has_missing)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="has_missing")
 def _fit(
     x: Array | Bins,
     y: Array,
@@ -216,6 +220,7 @@ def _fit(
     weights: Array | None,
     base_margin: Array | None,
     held: tuple[Array, Array, Array] | None,
+    has_missing: bool,
 ) -> Model:
     goal = config.resolved_objective()
     if config.base_score is None:
@@ -247,7 +252,7 @@ def _fit(
         config.normalize_type,
     )
     boosted = boost(
-        _grower(x, config, weights),
+        _grower(x, config, weights, has_missing),
         goal,
         rows,
         eta,
@@ -309,7 +314,9 @@ def _fit_linear(
     )
 
 
-def _grower(x: Array | Bins, config: Config, weights: Array | None) -> Grow:
+def _grower(
+    x: Array | Bins, config: Config, weights: Array | None, has_missing: bool
+) -> Grow:
     """How this configuration grows one tree."""
     rule = newton(
         config.ridge(),
@@ -324,7 +331,7 @@ def _grower(x: Array | Bins, config: Config, weights: Array | None) -> Grow:
         config.colsample_bynode,
     )
     if config.tree_method == "exact":
-        columns = exact.presort(x)
+        columns = exact.presort(x, has_missing=has_missing)
 
         def grow_exact(channels: Array, available: Array, key: PRNGKeyArray) -> Any:
             return exact.grow(
@@ -341,12 +348,20 @@ def _grower(x: Array | Bins, config: Config, weights: Array | None) -> Grow:
         return grow_exact
     binned = x if isinstance(x, Bins) else None
     if binned is None and config.tree_method == "hist":
-        binned = make_bins(x, config.max_bin, weights, config.axis_name)
+        binned = make_bins(
+            x, config.max_bin, weights, config.axis_name, has_missing=has_missing
+        )
 
     def grow_binned(channels: Array, available: Array, key: PRNGKeyArray) -> Any:
         found = binned
         if found is None:  # cuts anew, where the Hessian is
-            found = make_bins(x, config.max_bin, channels[:, 1], config.axis_name)
+            found = make_bins(
+                x,
+                config.max_bin,
+                channels[1],
+                config.axis_name,
+                has_missing=has_missing,
+            )
         return histogram.grow(
             found,
             channels,

@@ -90,7 +90,7 @@ def test_trees_are_those_of_a_search_over_all_splits(grown, missing, ties, seed)
     x, g, h = problem(rng, missing=missing, ties=ties)
     if missing:
         x[0] = np.nan  # in every column some are missing, here as in training
-    tree, leaf = grown(x, jnp.stack((g, h), axis=1))
+    tree, leaf = grown(x, jnp.stack((g, h)))
     expected = recurse(x, g.astype(np.float64), h.astype(np.float64), 3)
     actual = walk(compact(tree))
     assert len(actual) == len(expected)
@@ -106,7 +106,7 @@ def test_trees_are_those_of_a_search_over_all_splits(grown, missing, ties, seed)
 
 def test_covers_and_values_add_up(grown, rng):
     x, g, h = problem(rng)
-    tree, _ = grown(x, jnp.stack((g, h), axis=1))
+    tree, _ = grown(x, jnp.stack((g, h)))
     tree = compact(tree)
     (inner,) = np.nonzero(tree.left)
     both = tree.cover[tree.left[inner]] + tree.cover[tree.left[inner] + 1]
@@ -117,8 +117,8 @@ def test_covers_and_values_add_up(grown, rng):
 def test_the_order_of_the_rows_does_not_matter(grown, rng):
     x, g, h = problem(rng, ties=True)
     order = rng.permutation(len(x))
-    tree, leaf = grown(x, jnp.stack((g, h), axis=1))
-    again, moved = grown(x[order], jnp.stack((g, h), axis=1)[order])
+    tree, leaf = grown(x, jnp.stack((g, h)))
+    again, moved = grown(x[order], jnp.stack((g, h))[:, order])
     for one, other in zip(jax.tree.leaves(tree), jax.tree.leaves(again), strict=True):
         assert (one == other).all()
     assert (leaf[order] == moved).all()
@@ -129,7 +129,7 @@ def test_nothing_to_split_is_one_leaf(grown, rng, case):
     x, g, h = problem(rng)
     x = {"constant": np.ones_like(x), "all missing": x * np.nan}.get(case, x)
     g = g * 0 if case == "zero gradient" else g
-    tree, leaf = grown(x, jnp.stack((g, h), axis=1))
+    tree, leaf = grown(x, jnp.stack((g, h)))
     assert not tree.left.any()
     assert not leaf.any()
     assert float(tree.value[0, 0]) == pytest.approx(
@@ -141,7 +141,7 @@ def test_pruning_keeps_poor_splits_above_good_ones(rng):
     """An exclusive or: the first split gains next to nothing, those below it much."""
     x = rng.integers(0, 2, (80, 2)).astype(np.float32)
     y = x[:, 0] != x[:, 1]
-    channels = jnp.stack((0.5 - y, jnp.ones(80)), axis=1).astype(jnp.float32)
+    channels = jnp.stack((0.5 - y, jnp.ones(80))).astype(jnp.float32)
     make = lambda gamma: compact(
         grow(presort(x), channels, newton(), 2, gamma=gamma)[0]
     )
@@ -155,7 +155,7 @@ def test_pruning_keeps_poor_splits_above_good_ones(rng):
 
 def test_columns_keep_their_constraints(rng):
     x, g, h = problem(rng, n=80, columns=4, missing=0.0)
-    channels = jnp.stack((g - x[:, 0] + x[:, 1], h), axis=1)
+    channels = jnp.stack((g - x[:, 0] + x[:, 1], h))
     use = Columns(monotone=(1, -1, 0, 0), interaction=((0, 2), (1, 3)))
     tree, _ = grow(presort(x), channels, newton(min_child_weight=0.1), 3, use=use)
     told = lambda x: np.asarray(tree.value[leaf_index(tree, jnp.asarray(x)), 0])
@@ -180,5 +180,5 @@ def test_columns_keep_their_constraints(rng):
 def test_a_tree_reads_only_available_columns(rng):
     x, g, h = problem(rng, columns=4)
     only = jnp.array([False, True, False, True])
-    tree, _ = grow(presort(x), jnp.stack((g, h), 1), newton(), 3, available=only)
+    tree, _ = grow(presort(x), jnp.stack((g, h)), newton(), 3, available=only)
     assert set(np.asarray(tree.feature)[np.asarray(tree.left) > 0]) <= {1, 3}

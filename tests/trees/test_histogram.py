@@ -20,7 +20,7 @@ def problem(rng, n=96, columns=3, missing=0.0):
     x = np.round(rng.normal(size=(n, columns)) * 4).astype(np.float32) / 4
     x[rng.random(x.shape) < missing] = np.nan
     g = rng.normal(size=n) + np.nan_to_num(x[:, 0]) * np.nan_to_num(x[:, 1])
-    channels = np.stack((g, rng.uniform(0.1, 1, n)), axis=1)
+    channels = np.stack((g, rng.uniform(0.1, 1, n)))
     return x, jnp.asarray(channels, jnp.float32)
 
 
@@ -47,7 +47,7 @@ def test_the_order_of_the_rows_does_not_change_a_bit(rng):
     x, channels = problem(rng, missing=0.2)
     order = rng.permutation(len(x))
     tree, leaf = grow(x, channels)
-    again, moved = grow(x[order], channels[order])
+    again, moved = grow(x[order], channels[:, order])
     for a, b in zip(tree, again, strict=True):
         assert (np.asarray(a) == np.asarray(b)).all()
     assert (leaf[order] == moved).all()
@@ -59,7 +59,7 @@ def test_devices_do_not_change_a_bit(rng, devices):
     mesh = data_mesh(jax.devices()[:devices])
 
     @jax.shard_map(
-        mesh=mesh, in_specs=(P("data"), P("data")), out_specs=(P(), P("data"))
+        mesh=mesh, in_specs=(P("data"), P(None, "data")), out_specs=(P(), P("data"))
     )
     def split(x, channels):
         bins = make_bins(x, 32, axis_name="data")
@@ -76,7 +76,7 @@ def test_a_split_may_part_the_missing_rows_from_all_others(rng):
     x = rng.normal(size=(64, 1)).astype(np.float32)
     x[:20] = np.nan
     g = np.where(np.isnan(x[:, 0]), 1.0, -1.0)
-    channels = jnp.asarray(np.stack((g, np.ones(64)), 1), jnp.float32)
+    channels = jnp.asarray(np.stack((g, np.ones(64))), jnp.float32)
     tree, leaf = grow(x, channels, 1)
     assert len(set(np.asarray(leaf[:20]))) == len(set(np.asarray(leaf[20:]))) == 1
     assert leaf[0] != leaf[-1]
@@ -95,7 +95,7 @@ def test_gamma_cuts_before_growing(rng):
 
 def test_columns_keep_their_constraints(rng):
     x, channels = problem(rng)
-    channels = channels.at[:, 0].add(-2 * x[:, 0])
+    channels = channels.at[0].add(-2 * x[:, 0])
     use = Columns(monotone=(1, 0, -1), interaction=((0, 1), (2,)))
     tree, leaf = histogram.grow(make_bins(x, 32), channels, newton(), 3, use=use)
     told = lambda x: np.asarray(tree.value[leaf_index(tree, jnp.asarray(x)), 0])
@@ -111,9 +111,9 @@ def test_columns_keep_their_constraints(rng):
 def test_empty_bins_and_one_row(rng):
     cuts = [np.array([-9, -8, 0, 0, 0, 5], np.float32)]
     x = rng.normal(size=(20, 1)).astype(np.float32)
-    channels = jnp.asarray(np.stack((np.sign(x[:, 0]), np.ones(20)), 1), jnp.float32)
+    channels = jnp.asarray(np.stack((np.sign(x[:, 0]), np.ones(20))), jnp.float32)
     tree, _ = histogram.grow(from_cuts(x, cuts), channels, newton(), 1)
     assert float(tree.threshold[0]) == 0
-    tree, leaf = histogram.grow(make_bins(x[:1], 4), channels[:1], newton(), 2)
+    tree, leaf = histogram.grow(make_bins(x[:1], 4), channels[:, :1], newton(), 2)
     assert not tree.left.any()
     assert leaf.tolist() == [0]
