@@ -16,6 +16,7 @@ https://arxiv.org/abs/1603.02754 (section 3.2 and appendix A; here sorted, not s
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,10 @@ import numpy as np
 from jax import lax
 
 from jaxml.export import export
-from jaxml.typing import Array, Float, Int
+from jaxml.typing import Array, Float
 
+Leaf = Any
+"""An array; or what JAX puts in its place while it takes a pytree apart."""
 GAP = 1e-5
 """The last cut lies above the greatest value by this share of it and this much."""
 
@@ -36,15 +39,15 @@ class Bins:
     """Binned features.
 
     Attributes:
-        index: the bin of every value, column by column; `width` where it is missing.
-        cuts: upper bounds of the bins, ascending; +inf behind a column's last.
-        lowest: below all values: the threshold that parts them from the missing ones.
+        index: [columns, rows], the bin of every value; `width` where it is missing.
+        cuts: [columns, bins], their upper bounds, ascending; +inf behind the last.
+        lowest: [columns], below all values: the threshold that parts them from the missing ones.
         has_missing: whether values may be missing; if not, there is no bin for them.
     """
 
-    index: Int[Array, "columns rows"]
-    cuts: Float[Array, "columns bins"]
-    lowest: Float[Array, " columns"]
+    index: Leaf
+    cuts: Leaf
+    lowest: Leaf
     has_missing: bool = field(default=True, metadata={"static": True})
 
     @property

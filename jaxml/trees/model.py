@@ -7,15 +7,16 @@ https://arxiv.org/abs/1603.02754 (equation 1).
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxml.export import export
 from jaxml.trees.objectives import Objective
-from jaxml.trees.tree import Tree
-from jaxml.typing import Array, Float, Int
 
+Leaf = Any
+"""An array; or what JAX puts in its place while it takes a pytree apart."""
 Static = {"metadata": {"static": True}}
 
 
@@ -26,13 +27,13 @@ class Model:
     """Margins are start + the sum of weight * value of each tree's leaf.
 
     Attributes:
-        trees: a forest, round by round, output by output.
-        group: the output to which each tree adds.
-        weight: of each tree; all ones except with DART.
-        start: margins that the sums start from.
-        base_score: the same as predictions, as XGBoost stores them.
+        trees: a `Tree` with a leading axis: round by round, output by output.
+        group: [trees], the output to which each tree adds.
+        weight: [trees], all ones except with DART.
+        start: [outputs], margins that the sums start from.
+        base_score: [outputs], the same as predictions, as XGBoost stores them.
         eta: the factor that is already in the values of the trees.
-        losses: held-out loss after each round, NaN without held-out rows.
+        losses: [rounds], held-out loss after each round, NaN without held-out rows.
         objective: turns margins into predictions.
         num_features: columns of x.
         trees_per_round: outputs times parallel trees.
@@ -42,14 +43,14 @@ class Model:
             file says that predictions end there.
     """
 
-    trees: Tree
-    group: Int[Array, " trees"]
-    weight: Float[Array, " trees"]
-    start: Float[Array, " outputs"]
-    base_score: Float[Array, " outputs"]
-    eta: Float[Array, ""]
-    losses: Float[Array, " rounds"]
-    linear: Float[Array, "weights outputs"] | None = None
+    trees: Leaf
+    group: Leaf
+    weight: Leaf
+    start: Leaf
+    base_score: Leaf
+    eta: Leaf
+    losses: Leaf
+    linear: Leaf = None
     objective: Objective = field(kw_only=True, **Static)
     num_features: int = field(kw_only=True, **Static)
     trees_per_round: int = field(kw_only=True, default=1, **Static)

@@ -13,9 +13,10 @@ from jaxml.trees.tree import compact, leaf_index
 LAMBDA, LEAST = 0.5, 1.5
 
 
-def best_split(x, g, h):
-    """(gain, column, threshold, missing left) of the rows, or None."""
-    f32, best = np.float32, (f32(1e-6), None, None, None)
+def best_split(x, g, h, both_ways):
+    """(gain, column, threshold, missing left) of the rows, or None; ties to the first."""
+    f32 = np.float32
+    best = (f32(1e-6), None, None, None)
     score = lambda rows: f32(g[rows].sum() ** 2 / (h[rows].sum() + LAMBDA))
     every = np.ones(len(g), bool)
     for column in range(x.shape[1]):
@@ -27,28 +28,30 @@ def best_split(x, g, h):
         if len(distinct):
             gaps = np.abs(distinct) + f32(1e-6)
             ends = [distinct[-1] + gaps[-1], distinct[0] - gaps[0]]
-        tries = [(t, False) for t in [*middles, *ends[:1]]]
+        tries = [(t, False) for t in [*middles, *ends[:1]] if both_ways]
         tries += [(t, True) for t in [*middles[::-1], *ends[1:]]]
         for threshold, missing_left in tries:
             left = (value < threshold) | (missing & missing_left)
             if min(h[left].sum(), h[~left].sum()) < LEAST:
                 continue
             gain = f32(f32(score(left) + score(~left)) - score(every))
-            same = best[1] == column and gain == best[0]  # without missing: left
-            if gain > best[0] or (same and not missing.any() and missing_left):
+            if gain > best[0]:
                 best = (gain, column, threshold, missing_left)
     return best if best[1] is not None else None
 
 
-def recurse(x, g, h, depth):
+def recurse(x, g, h, depth, both_ways):
     """Nodes in the order of a walk: (column, threshold, missing left, gain) or value."""
-    split = best_split(x, g, h) if depth else None
+    split = best_split(x, g, h, both_ways) if depth else None
     if split is None:
         return [-g.sum() / (h.sum() + LAMBDA)]
     gain, column, threshold, missing_left = split
     value = x[:, column]
     left = (value < threshold) | (np.isnan(value) & missing_left)
-    children = [recurse(x[side], g[side], h[side], depth - 1) for side in (left, ~left)]
+    children = [
+        recurse(x[side], g[side], h[side], depth - 1, both_ways)
+        for side in (left, ~left)
+    ]
     return [(column, threshold, missing_left, gain), *children[0], *children[1]]
 
 
@@ -91,7 +94,7 @@ def test_trees_are_those_of_a_search_over_all_splits(grown, missing, ties, seed)
     if missing:
         x[0] = np.nan  # in every column some are missing, here as in training
     tree, leaf = grown(x, jnp.stack((g, h)))
-    expected = recurse(x, g.astype(np.float64), h.astype(np.float64), 3)
+    expected = recurse(x, g.astype(np.float64), h.astype(np.float64), 3, missing > 0)
     actual = walk(compact(tree))
     assert len(actual) == len(expected)
     for mine, theirs in zip(actual, expected, strict=True):
@@ -99,7 +102,7 @@ def test_trees_are_those_of_a_search_over_all_splits(grown, missing, ties, seed)
             assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-7)
             continue
         assert mine[:2] == theirs[:2]
-        assert bool(mine[2]) == theirs[2] or not np.isnan(x).any()
+        assert bool(mine[2]) == theirs[2]
         assert mine[3] == pytest.approx(theirs[3], rel=1e-5)
     assert (leaf_index(tree, x) == leaf).all()
 
