@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxml.trees.growth import draw_columns
-from jaxml.trees.objectives import Objective, grouped_quantile
+from jaxml.trees.objectives import Objective
+from jaxml.trees.quantiles import grouped_quantile
 from jaxml.trees.tree import Tree, leaf_index
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -170,7 +171,7 @@ def add_trees(
 ) -> Float[Array, "rows outputs"]:
     """Adds what each tree says of each row, one tree after the other."""
     for index in range(len(value)):
-        margin = margin.at[:, index // num_parallel].add(value[index])
+        margin = jnp.asarray(margin).at[:, index // num_parallel].add(value[index])
     return margin
 
 
@@ -246,6 +247,7 @@ def boost(
         return (margin, held, jnp.where(better, loss, best), since), (trees, loss)
 
     def dropping(carry: tuple, r: Array) -> tuple[tuple, tuple]:
+        assert dart is not None
         told, weight = carry
         dart_key, tree_key = jax.random.split(jax.random.fold_in(key, r))
         dropped = dart.draw(dart_key, weight, r * per_round)

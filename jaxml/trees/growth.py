@@ -216,7 +216,7 @@ def gain_of(
         sign: in which direction the values must be ordered, or None.
     """
     admitted = rule.admits(left) & rule.admits(right)
-    if bounds is None:
+    if bounds is None or sign is None:
         gain = rule.score(left) + rule.score(right) - parent_score
     else:
         lower, upper = bounds

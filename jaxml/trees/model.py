@@ -17,7 +17,7 @@ from jaxml.trees.objectives import Objective
 
 Leaf = Any
 """An array; or what JAX puts in its place while it takes a pytree apart."""
-Static = {"metadata": {"static": True}}
+STATIC = {"static": True}
 
 
 @export("trees.model.Model", since="0.1")
@@ -51,11 +51,11 @@ class Model:
     eta: Leaf
     losses: Leaf
     linear: Leaf = None
-    objective: Objective = field(kw_only=True, **Static)
-    num_features: int = field(kw_only=True, **Static)
-    trees_per_round: int = field(kw_only=True, default=1, **Static)
-    booster: str = field(kw_only=True, default="gbtree", **Static)
-    best_iteration: int | None = field(kw_only=True, default=None, **Static)
+    objective: Objective = field(kw_only=True, metadata=STATIC)
+    num_features: int = field(kw_only=True, metadata=STATIC)
+    trees_per_round: int = field(kw_only=True, default=1, metadata=STATIC)
+    booster: str = field(kw_only=True, default="gbtree", metadata=STATIC)
+    best_iteration: int | None = field(kw_only=True, default=None, metadata=STATIC)
 
     @property
     def num_rounds(self) -> int:

@@ -268,7 +268,7 @@ def _model(document: Mapping[str, Any]) -> Model:
 
 
 def _read_objective(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Objective:
-    name, settings = entry["name"], {}
+    name, settings = entry["name"], dict[str, Any]()
     for group in entry.values():
         settings.update(group if isinstance(group, Mapping) else {})
     options: dict[str, Any] = {}
@@ -303,11 +303,16 @@ def _read_linear(
 
 def no_trees(**fields: Any) -> Model:
     """A model without trees, from the fields that are its own."""
+    integer, real = jnp.zeros((0, 1), jnp.int32), jnp.zeros((0, 1), jnp.float32)
     empty = Tree(
-        *(jnp.zeros((0, 1), t) for t in (jnp.int32, jnp.float32, bool, jnp.int32)),
-        jnp.zeros((0, 1, 1), jnp.float32),
-        *(jnp.zeros((0, 1), jnp.float32),) * 2,
-        jnp.zeros((0, 1, 0), jnp.uint32),
+        feature=integer,
+        threshold=real,
+        default_left=jnp.zeros((0, 1), bool),
+        left=integer,
+        value=real[..., None],
+        gain=real,
+        cover=real,
+        categories=jnp.zeros((0, 1, 0), jnp.uint32),
     )
     return Model(
         trees=empty,

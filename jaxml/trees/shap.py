@@ -98,7 +98,7 @@ def shap_values(
     paths, bias = _paths(model)
     points, weights = np.polynomial.legendre.leggauss(paths.feature.shape[1] // 2 + 1)
     quadrature = np.stack(((points + 1) / 2, weights / 2)).astype(np.float32)
-    phi = _shap(paths, x, jnp.asarray(quadrature), outputs)
+    phi = jnp.asarray(_shap(paths, x, jnp.asarray(quadrature), outputs))
     return phi.at[:, :, -1].add((model.start + bias)[None])
 
 
@@ -199,7 +199,7 @@ def _shap(
             part = path.value[None, :, None] * (o - z) * integral
             at = path.output[:, None] * width + path.feature
             part = part.reshape(len(rows), -1)
-            return phi.at[:, at.reshape(-1)].add(part), None
+            return jnp.asarray(phi).at[:, at.reshape(-1)].add(part), None
 
         zero = jnp.zeros((len(rows), outputs * width), jnp.float32)
         return lax.scan(add, zero, chunks)[0]

@@ -142,7 +142,7 @@ def predict_sum(
             value = scale * tree.value[leaf]
             if vector or len(init) == 1:
                 return total + value, None
-            return total.at[:, column].add(value[:, 0]), None
+            return jnp.asarray(total).at[:, column].add(value[:, 0]), None
 
         start = jnp.broadcast_to(init[None, :], (len(rows), len(init)))
         return lax.scan(add, start, (trees, group, weight))[0]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxml.export import export
 
 MAX_DEPTH = 64
-TYPES = {
+TYPES: dict[bytes, np.dtype[Any]] = {
     b"i": np.dtype(">i1"),
     b"U": np.dtype(">u1"),
     b"I": np.dtype(">i2"),
@@ -130,8 +130,8 @@ class _Reader:
 
     def array(self, depth: int) -> Any:
         kind, count = self.header()
-        if kind in TYPES:
-            raw = self.take(count * TYPES[kind].itemsize)  # type: ignore[operator]
+        if kind in TYPES and count is not None:
+            raw = self.take(count * TYPES[kind].itemsize)
             array = np.frombuffer(raw, TYPES[kind])
             return array.astype(array.dtype.newbyteorder("="))
         if count is not None:

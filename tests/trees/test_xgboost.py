@@ -237,46 +237,7 @@ def test_degenerate_data_have_the_right_answer(rng):
     chex.assert_trees_all_close(predict(empty, x), np.full(16, y.mean()), rtol=1e-5)
 
 
-X = np.zeros((4, 2), np.float32)
-Y = np.arange(4.0)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "config", "message"),
-    [
-        (X[:0], Y[:0], {}, "both positive"),
-        (X[0], Y, {}, r"x must be \[rows, columns\]"),
-        (X, Y[:3], {}, "one per row"),
-        (X, Y * np.nan, {}, "labels must be finite"),
-        (X, Y / 0, {}, "labels must be finite"),
-        (X + np.inf, Y, {}, "x must be finite"),
-        (X, Y, {"objective": "binary:logistic"}, r"must be in \[0, 1\], got 2"),
-        (X, -Y, {"objective": "count:poisson"}, r"must be in \[0, inf\)"),
-        (X, Y, {"objective": "reg:gamma"}, r"must be in \(0, inf\), got 0"),
-        (X, Y, {"objective": "multi:softprob", "num_class": 3}, r"\[0, 2\], got 3"),
-        (X, Y / 2, {"objective": "multi:softmax", "num_class": 4}, "integers"),
-        (X, Y, {"subsample": 0.0}, r"subsample must be in \(0, 1\]"),
-        (X, Y, {"max_depth": 0}, "max_depth must be positive"),
-        (X, Y, {"max_depth": 15}, "at most 14"),
-        (X, Y, {"monotone_constraints": (1,)}, "2 numbers"),
-        (X, Y, {"interaction_constraints": ((0, 2),)}, "columns below 2"),
-        (X, Y, {"early_stopping_rounds": 3}, "come with `evaluation`"),
-        (X, Y, {"max_bin": 1}, "max_bin must be in"),
-        (X, Y, {"objective": "count:poisson", "scale_pos_weight": 2.0}, "must be 1"),
-        (X, Y, {"tree_method": "exact", "axis_name": "data"}, "must be 'hist'"),
-    ],
-)
-def test_bad_input_is_told(x, y, config, message):
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match=message):
-        fit(x, y, changed(**config), KEY)
-
-
-def test_bad_weights_and_widths_are_told(rng):
-    for weights in (-np.ones(4), np.zeros(4), np.ones(4) * np.nan):
-        with pytest.raises(ValueError, match="weights must be finite"):
-            fit(X, Y, SMALL, KEY, weights)
-    with pytest.raises(ValueError, match=r"weights must be \(4,\)"):
-        fit(X, Y, SMALL, KEY, np.ones(3))
+def test_bad_widths_and_objectives_are_told(rng):
     x, y = problem(rng, 16)
     model = fit(x, y, SMALL, KEY)
     for door in (predict, staged_predict):
