@@ -58,8 +58,7 @@ class Objective:
         start: what boosting starts from: the mean label through `to_margin`, a quantile of
             the labels, the class frequencies, or one Newton step from zero.
         quantiles: one per output; leaves become this quantile of their residuals.
-        labels: least and greatest label allowed; open where the bound is in `open`.
-        open: which bounds of `labels` are themselves forbidden.
+        labels: least and greatest label; `open` says which of the two is forbidden.
         settings: the group of parameters in XGBoost's files, and its entries.
     """
 
@@ -372,8 +371,7 @@ def initial_prediction(
         objective: its `start` says how.
         label: of every row.
         weights: of every row, or None for one each.
-        axis_name: mesh axis over which the rows are split; quantiles are then those of
-            each device's rows, averaged.
+        axis_name: mesh axis of the rows; quantiles are averaged over its devices.
     """
     outputs = objective.num_outputs
     weight = jnp.ones_like(label) if weights is None else weights
