@@ -82,7 +82,11 @@ def descend(
 
 
 def coordinate_step(
-    G: Array, H: Array, w: Array, reg_lambda: Array, reg_alpha: Array
+    G: Array,
+    H: Array,
+    w: Array,
+    reg_lambda: Array | float,
+    reg_alpha: Array | float,
 ) -> Float[Array, " outputs"]:
     """From w to the least of G d + H d^2 / 2 + lambda (w+d)^2 / 2 + alpha |w+d|."""
     G, L = G + reg_lambda * w, H + reg_lambda

@@ -102,7 +102,10 @@ def fit(
     # Dense features need half the program: worth a look, where values can be looked at.
     known = not isinstance(x, jax.core.Tracer | Bins)
     has_missing = bool(jnp.isnan(x).any()) if known else True
-    return _fit(x, y, config, key, weights, base_margin, held, has_missing)
+    model = _fit(x, y, config, key, weights, base_margin, held, has_missing)
+    if config.early_stopping_rounds and not isinstance(model.losses, jax.core.Tracer):
+        return replace(model, best_iteration=int(np.nanargmin(model.losses)))
+    return model
 
 
 @partial(jax.jit, static_argnames="has_missing")
@@ -130,6 +133,8 @@ def _fit(
     start = goal.to_margin(prediction)
     if base_margin is None:
         base_margin = jnp.broadcast_to(start[None, :], (len(y), goal.num_outputs))
+        if config.axis_name is not None:
+            base_margin = jax.lax.pcast(base_margin, config.axis_name, to="varying")
     rows = Rows(y, weights, base_margin)
     evaluation = None
     if held is not None:

@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
+import sklearn.datasets
 
-from jaxml.data.bundled import bundled
 from jaxml.trees.bins import from_cuts
 from jaxml.trees.tree import compact
 from jaxml.trees.xgboost import (
@@ -27,13 +27,9 @@ KEY = jax.random.key(0)
 
 
 def dataset(name, missing=0.0):
-    """All rows of a bundled dataset, with a share of the features taken out."""
-    source = bundled(name)
-    parts = [source.splits[split] for split in ("train", "test")]
-    label = "label" if name == "digits" else "target"
-    x = "image" if name == "digits" else "features"
-    x, y = (np.concatenate([part[key] for part in parts]) for key in (x, label))
-    x = x.reshape(len(x), -1).astype(np.float32)
+    """One of scikit-learn's datasets, with a share of the features taken out."""
+    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    x = x.astype(np.float32)
     holes = np.random.default_rng(0).random(x.shape) < missing
     return np.where(holes, np.float32(np.nan), x), y.astype(np.float32)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from sklearn.datasets import load_breast_cancer
 
-from jaxml.data.bundled import bundled
 from jaxml.parallel import data_mesh
 from jaxml.trees.bins import make_bins
 from jaxml.trees.objectives import Objective
@@ -66,15 +66,16 @@ def test_margins_are_newton_steps_on_the_leaves(rng):
 
 
 def test_it_learns_real_data():
-    source = bundled("breast_cancer")
-    train, test = source.splits["train"], source.splits["test"]
+    x, y = load_breast_cancer(return_X_y=True)
+    train, test = np.arange(len(y)) % 4 > 0, np.arange(len(y)) % 4 == 0
     config = Config(
         objective="binary:logistic", max_depth=3, num_boost_round=20, max_bin=32
     )
-    model = fit(train["features"], train["target"], config, KEY)
-    p = predict(model, test["features"])
-    assert np.mean((np.asarray(p) > 0.5) == test["target"]) > 0.94
-    both = predict_proba(model, test["features"])
+    model = fit(x[train].astype(np.float32), y[train], config, KEY)
+    held = x[test].astype(np.float32)
+    p = predict(model, held)
+    assert np.mean((np.asarray(p) > 0.5) == y[test]) > 0.94
+    both = predict_proba(model, held)
     chex.assert_trees_all_close(both[:, 1], p, atol=1e-6)
     chex.assert_trees_all_close(both.sum(axis=1), np.ones(len(p), np.float32))
 
@@ -103,19 +104,6 @@ def test_many_models_train_in_one_program(rng):
         one = fit(bins, y, changed(eta=eta), KEY)
         margin = jax.tree.map(lambda a, i=i: a[i], many)
         chex.assert_trees_all_close(predict(margin, x), predict(one, x), atol=1e-6)
-
-
-def test_the_learning_rate_has_a_gradient(rng):
-    x, y = problem(rng)
-    bins = make_bins(x, 16)
-
-    def loss(eta):
-        model = fit(bins, y, changed(eta=eta, num_boost_round=2), KEY)
-        return jnp.mean((predict(model, x) - y) ** 2)
-
-    eta = 0.3
-    numerical = (loss(eta + 1e-3) - loss(eta - 1e-3)) / 2e-3
-    assert float(jax.grad(loss)(eta)) == pytest.approx(float(numerical), rel=2e-2)
 
 
 @pytest.mark.parametrize("tree_method", ["exact", "hist", "approx"])
@@ -148,6 +136,7 @@ def test_early_stopping_keeps_the_best_round(rng):
     best = int(np.nanargmin(losses))
     assert ran.sum() == best + 3 < 12
     expected = predict(model, x, iteration_range=(0, best + 1))
+    chex.assert_trees_all_equal(predict(model, x), expected)
     chex.assert_trees_all_equal(predict(model.up_to_best(), x), expected)
     told = predict(model[: best + 1], x[::-1])
     assert float(np.mean((told - noise) ** 2) / 2) == pytest.approx(
