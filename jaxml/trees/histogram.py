@@ -81,7 +81,9 @@ def grow(
     q, exponent = quantize(channels, axis_name)
     words = _pack(q)
     slot = jnp.zeros(rows, jnp.int32)
-    bounds = jnp.array([[-jnp.inf, jnp.inf]], jnp.float32)
+    bounds = None
+    if use.monotone:
+        bounds = jnp.array([[-jnp.inf, jnp.inf]], jnp.float32)
     path = jnp.zeros((1, num_columns), bool)
     alive = jnp.ones(1, bool)
     levels = []
@@ -90,7 +92,7 @@ def grow(
         total = _psum(jnp.sum(q.astype(jnp.int64), axis=1)[:, None], axis_name)
     for depth in range(max_depth):
         table = _sums_by_bin(bins, words, slot, 2**depth, axis_name)
-        nodes = _describe(total, unit, rule, bounds if use.monotone else None)
+        nodes = _describe(total, unit, rule, bounds)
         allowed = use.allowed(jax.random.fold_in(key, depth), available, path)
         splits, cut, left = _best_splits(
             bins, table, total, unit, rule, allowed, bounds, use.monotone
@@ -104,7 +106,7 @@ def grow(
             left = jnp.where(alive[None], left, total)
             total = jnp.stack((left, total - left), axis=2).reshape(len(left), -1)
         slot = 2 * slot + _goes_right(bins, slot, splits, cut, alive)
-        if use.monotone:
+        if bounds is not None:
             inherited = jnp.repeat(bounds, 2, axis=0)
             value = _describe(total, unit, rule, inherited).value.reshape(-1, 2)
             sign = jnp.asarray(use.monotone, jnp.int32)[splits.feature]
@@ -114,7 +116,7 @@ def grow(
             path = path | (read & alive[:, None])
         path = jnp.repeat(path, 2, axis=0)
         alive = jnp.repeat(alive, 2)
-    bottom = _describe(total, unit, rule, bounds if use.monotone else None)
+    bottom = _describe(total, unit, rule, bounds)
     tree, leaf = assemble(levels, bottom, 0.0, prune=False)
     return tree, leaf[slot]
 
@@ -183,14 +185,14 @@ def _best_splits(
     unit: Array,
     rule: Rule,
     allowed: Bool[Array, "slots columns"],
-    bounds: Float[Array, "slots 2"],
+    bounds: Float[Array, "slots 2"] | None,
     monotone: tuple[int, ...],
 ) -> tuple[Splits, Int[Array, " slots"], Int[Array, "channels slots"]]:
     """The best split of every slot, the last bin on its left, and the sums there."""
     channels, slots = total.shape
     with jax.enable_x64(True):
         sums = total * unit[:, None]
-        if monotone:
+        if bounds is not None:
             own = jnp.clip(rule.value(sums), bounds[:, 0][None], bounds[:, 1][None])
             score = rule.score_at(sums, own)
         else:
@@ -209,7 +211,7 @@ def _best_splits(
             def gain(left: Array, right: Array) -> Array:
                 parent = score[:, None]
                 left, right = left * scale, right * scale
-                if not monotone:
+                if bounds is None:
                     return gain_of(rule, left, right, parent)
                 limits = bounds[:, 0][:, None], bounds[:, 1][:, None]
                 return gain_of(rule, left, right, parent, limits, sign)

@@ -300,7 +300,7 @@ def predict(
         ValueError: if x has another number of columns than the model was fitted to.
     """
     margin = _margins(model, x, iteration_range, base_margin)
-    told = margin if output_margin else _link(model.objective, margin)
+    told = margin if output_margin else model.objective.predict(margin)
     many = model.objective.outputs is not None and told.ndim == 2
     return told if many else told.reshape(len(x))
 
@@ -334,7 +334,7 @@ def staged_predict(
     """
     _check_width(model, x)
     margins = _staged(model, jnp.asarray(x, jnp.float32))
-    told = margins if output_margin else _link(model.objective, margins)
+    told = margins if output_margin else model.objective.predict(margins)
     many = model.objective.outputs is not None and told.ndim == 3
     return told if many else told.reshape(len(margins), len(x))
 
@@ -389,10 +389,6 @@ def _linear(weights: Array, x: Array, start: Array) -> Float[Array, "rows output
     x = jnp.where(jnp.isnan(x), 0, x)
     product = jnp.matmul(x, weights[:-1], precision="highest")
     return product + (weights[-1] + start)[None, :]
-
-
-def _link(goal: Objective, margin: Array) -> Array:
-    return goal.predict(margin)
 
 
 def _check_width(model: Model, x: Array) -> None:

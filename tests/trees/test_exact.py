@@ -152,7 +152,7 @@ def test_pruning_keeps_poor_splits_above_good_ones(rng):
     assert len(free.left) == 7
     first, lowest = free.gain[0], free.gain[1:3].min()
     assert first < lowest
-    assert len(make((first + lowest) / 2).left) == 7
+    assert len(make(float(first + lowest) / 2).left) == 7
     assert len(make(1e6).left) == 1
 
 
