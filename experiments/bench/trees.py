@@ -2,7 +2,17 @@
 
     python -m experiments.bench.trees
 
-RESULTS
+100,000 rows of 28 features, 100 trees of depth 6, 256 bins, one thread each, runs in turn,
+medians of CPU-seconds; fitting includes binning, not the one compilation. 2 CPU cores,
+shared and busy (twenty processes waiting), jax 0.10.2, XGBoost 3.2.0, 3 rounds, seed 0:
+
+    library   fit s   predict 50,000 rows s   held-out AUC
+    jaxml      6.53          0.19                0.7825
+    XGBoost    3.23          0.10                0.7865
+
+XGBoost is twice as fast here; compiling costs jaxml 25 CPU-seconds once. On XGBoost's own
+cuts both have the same AUC to four digits, 0.7865: other cuts are other models. Of a tree's
+50 ms, 35 are scatters (2 ns for each row and feature) and 10 the search over bins.
 """
 
 import os

@@ -2,7 +2,15 @@
 
     python -m experiments.trees.xgboost_breast_cancer
 
-RESULTS
+569 samples of 30 features, 5 stratified folds, 100 trees of depth 6, eta 0.1; held out,
+mean of the folds:
+
+    trees   cross-entropy   spread   accuracy    AUC
+    exact       0.0843      0.0349    96.7 %    0.9941
+    hist        0.0854      0.0341    97.4 %    0.9941
+
+XGBoost's own exact trees score 0.0843, 96.7 % and 0.9941 on the same folds: they are the
+same trees. 2 CPU cores, shared, 61 CPU-seconds, most of them to compile, seed 0.
 
 Writes metrics.jsonl (held-out loss after every round), results.json, the model of the last
 fold for XGBoost itself (model.json), and three pictures: held-out loss by round, which
