@@ -120,9 +120,25 @@ def grow(
     """
     use = use or Columns()
     key = jax.random.key(0) if key is None else key
-    num_columns, n = columns.row.shape
     if available is None:
-        available = jnp.ones(num_columns, bool)
+        available = jnp.ones(len(columns.row), bool)
+    # Wide numbers live inside one program only: op by op they would be narrowed.
+    program = partial(_grow, rule=rule, max_depth=max_depth, gamma=gamma, use=use)
+    return jax.jit(program, inline=True)(columns, channels, available, key)
+
+
+def _grow(
+    columns: Sorted,
+    channels: Float[Array, "channels rows"],
+    available: Bool[Array, " columns"],
+    key: PRNGKeyArray,
+    *,
+    rule: Rule,
+    max_depth: int,
+    gamma: Float[Array, ""] | float,
+    use: Columns,
+) -> tuple[Tree, Int[Array, " rows"]]:
+    num_columns, n = columns.row.shape
     with jax.enable_x64(True):
         q, exponent = quantize_wide(channels)
         q = q.T

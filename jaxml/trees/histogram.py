@@ -19,6 +19,8 @@ Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 20
 https://arxiv.org/abs/1603.02754 (algorithm 2).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,9 +77,33 @@ def grow(
     """
     use = use or Columns()
     key = jax.random.key(0) if key is None else key
-    rows, num_columns = bins.shape
     if available is None:
-        available = jnp.ones(num_columns, bool)
+        available = jnp.ones(bins.shape[1], bool)
+    # Wide numbers live inside one program only: op by op they would be narrowed.
+    program = partial(
+        _grow,
+        rule=rule,
+        max_depth=max_depth,
+        gamma=gamma,
+        use=use,
+        axis_name=axis_name,
+    )
+    return jax.jit(program, inline=True)(bins, channels, available, key)
+
+
+def _grow(
+    bins: Bins,
+    channels: Float[Array, "channels rows"],
+    available: Bool[Array, " columns"],
+    key: PRNGKeyArray,
+    *,
+    rule: Rule,
+    max_depth: int,
+    gamma: Float[Array, ""] | float,
+    use: Columns,
+    axis_name: str | None,
+) -> tuple[Tree, Int[Array, " rows"]]:
+    rows, num_columns = bins.shape
     q, exponent = quantize(channels, axis_name)
     words = _pack(q)
     slot = jnp.zeros(rows, jnp.int32)
