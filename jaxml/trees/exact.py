@@ -254,7 +254,7 @@ def _best_splits(
         limits = bounds[segments.slot, 0], bounds[segments.slot, 1]
         return gain_of(rule, left, right, parent, limits, sign)
 
-    def one_column(column: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    def one_column(column: tuple[Sorted, Array, Array]) -> tuple[Array, Array, Array]:
         (row, value, both_ways), may, sign = column
         return _scan_column(
             row, value, both_ways, may, q, total, segments, partial(gain, sign)
