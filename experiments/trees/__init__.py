@@ -1,0 +1,1 @@
+"""Trees: boosted ensembles on small tables, cross-validated, explained feature by feature."""

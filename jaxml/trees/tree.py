@@ -1,0 +1,214 @@
+"""Decision trees as arrays: one tree is a row of numbers per node, a forest adds an axis.
+
+A row x starts at node 0 and, at an inner node, goes to the first child where
+
+    x[feature] < threshold                      (float32 on both sides),
+
+to the second otherwise, and by `default_left` where x[feature] is missing (NaN). Children
+are neighbours: the second is the first plus one, so that a step costs one gather less.
+Leaves have no child: `left` is 0, which is never a child.
+
+The trap is the comparison: `x <= t`, as scikit-learn writes it, is `x < nextafter(t, inf)`,
+and a feature in float64 must be rounded to float32 before it is compared, never after.
+
+Reference: Breiman et al., "Classification and Regression Trees", 1984,
+https://doi.org/10.1201/9781315139470; layout and comparison as in Chen and Guestrin,
+"XGBoost: A Scalable Tree Boosting System", KDD 2016, https://arxiv.org/abs/1603.02754.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxml.export import export
+from jaxml.typing import Array, Bool, Float, Int, UInt32
+
+ROWS = 1024
+"""Rows that go down a tree together: their features stay in the nearest cache."""
+
+
+@export("trees.tree.Tree", since="0.1")
+class Tree(NamedTuple):
+    """A tree, or a forest of trees of one size with leading axes.
+
+    Attributes:
+        feature: which column an inner node reads; 0 at a leaf.
+        threshold: rows below it go to the first child.
+        default_left: whether missing values go there too.
+        left: the first child, the second follows it; 0 at a leaf.
+        value: what a leaf adds to every output; at an inner node what it would add if it
+            were a leaf.
+        gain: what the split gained in the objective; 0 at a leaf.
+        cover: sum of the Hessians, or of the weights, of the rows that came here.
+        categories: bits of the categories that go to the second child, 32 to a word;
+            of width 0 where no feature is categorical, all zero at a numeric split.
+    """
+
+    feature: Int[Array, "*trees nodes"]
+    threshold: Float[Array, "*trees nodes"]
+    default_left: Bool[Array, "*trees nodes"]
+    left: Int[Array, "*trees nodes"]
+    value: Float[Array, "*trees nodes outputs"]
+    gain: Float[Array, "*trees nodes"]
+    cover: Float[Array, "*trees nodes"]
+    categories: UInt32[Array, "*trees nodes words"]
+
+    @property
+    def is_leaf(self) -> Bool[Array, "*trees nodes"]:
+        """Where a row stops. Nodes that no row reaches are leaves too."""
+        return self.left == 0
+
+
+@export("trees.tree.leaf_index", since="0.1")
+def leaf_index(tree: Tree, x: Float[Array, "rows features"]) -> Int[Array, " rows"]:
+    """The leaf of every row in one tree.
+
+    Args:
+        tree: one tree, without leading axes.
+        x: features; NaN is missing. They are compared as float32.
+
+    >>> x = jnp.array([[0.0], [1.0], [jnp.nan]])
+    >>> leaf_index(stump(0, 0.5, [1.0, 2.0]), x).tolist()
+    [1, 2, 1]
+    """
+    x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
+    return _descend(tree, x, jnp.zeros(len(x), jnp.int32))
+
+
+def _descend(tree: Tree, x: Array, start: Array) -> Array:
+    """The leaves of the rows, without a bound on the depth."""
+    width = x.shape[1]
+    flat, rows = x.reshape(-1), jnp.arange(len(x), dtype=jnp.int32) * width
+    threshold = lax.stop_gradient(tree.threshold)
+
+    def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        node, _ = carry
+        first = tree.left[node]
+        value = flat[rows + tree.feature[node]]
+        goes_left = value < threshold[node]
+        if tree.categories.shape[-1]:
+            goes_left = _category_goes_left(tree, node, value, goes_left)
+        goes_left |= jnp.isnan(value) & tree.default_left[node]
+        goes_left &= tree.default_left[node] | ~jnp.isnan(value)
+        moved = first + jnp.where(goes_left, 0, 1).astype(jnp.int32)
+        node = jnp.where(first == 0, node, moved)
+        return node, jnp.any(tree.left[node] != 0)
+
+    node, _ = lax.while_loop(lambda c: c[1], step, (start, jnp.any(tree.left[0] != 0)))
+    return node
+
+
+def _category_goes_left(
+    tree: Tree, node: Array, value: Array, below: Array
+) -> Bool[Array, " rows"]:
+    """Membership in the node's set of categories, or the comparison if it has none."""
+    words = tree.categories[node]
+    known = (value >= 0) & (value < 32 * words.shape[-1])
+    code = jnp.where(known, value, 0).astype(jnp.uint32)
+    place = (code >> 5).astype(jnp.int32)[:, None]
+    word = jnp.take_along_axis(words, place, axis=1)[:, 0]
+    chosen = known & ((word >> (code & jnp.uint32(31))) & jnp.uint32(1)).astype(bool)
+    return jnp.where(jnp.any(words != 0, axis=1), ~chosen, below)
+
+
+@export("trees.tree.predict_sum", since="0.1")
+def predict_sum(
+    trees: Tree,
+    x: Float[Array, "rows features"],
+    group: Int[Array, " trees"],
+    weight: Float[Array, " trees"],
+    init: Float[Array, " groups"],
+) -> Float[Array, "rows groups"]:
+    """Init + the sum of weight * value over the trees, in the order of the trees.
+
+    Args:
+        trees: a forest with one leading axis.
+        x: features; NaN is missing.
+        group: the output to which each tree of one output adds; trees of several outputs
+            add to all of them.
+        weight: of each tree.
+        init: what the sum starts from.
+    """
+    x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
+    vector = trees.value.shape[-1] > 1
+
+    def block(rows: Array) -> Array:
+        def add(total: Array, one: tuple[Tree, Array, Array]) -> tuple[Array, None]:
+            tree, column, scale = one
+            leaf = _descend(tree, rows, jnp.zeros(len(rows), jnp.int32))
+            value = scale * tree.value[leaf]
+            if vector or len(init) == 1:
+                return total + value, None
+            return jnp.asarray(total).at[:, column].add(value[:, 0]), None
+
+        start = jnp.broadcast_to(init[None, :], (len(rows), len(init)))
+        return lax.scan(add, start, (trees, group, weight))[0]
+
+    return in_blocks(block, x)
+
+
+def in_blocks(function, x: Array, size: int = ROWS) -> Array:
+    """`function` of blocks of rows one after the other, as if of all rows at once."""
+    n = len(x)
+    if n <= size:
+        return function(x)
+    count = n // size
+    head = lax.map(function, x[: count * size].reshape(count, size, *x.shape[1:]))
+    head = head.reshape(count * size, *head.shape[2:])
+    return jnp.concatenate([head, function(x[count * size :])]) if n % size else head
+
+
+@export("trees.tree.stump", since="0.1")
+def stump(feature: int, threshold: float, values: list[float]) -> Tree:
+    """A tree of one split, for examples and tests; missing values go left."""
+    inner = np.array([1, 0, 0])
+    return Tree(
+        feature=jnp.asarray(feature * inner, jnp.int32),
+        threshold=jnp.asarray(threshold * inner, jnp.float32),
+        default_left=jnp.asarray(inner == 1),
+        left=jnp.asarray(inner, jnp.int32),
+        value=jnp.asarray([[0.0], [values[0]], [values[1]]], jnp.float32),
+        gain=jnp.zeros(3, jnp.float32),
+        cover=jnp.ones(3, jnp.float32),
+        categories=jnp.zeros((3, 0), jnp.uint32),
+    )
+
+
+@export("trees.tree.compact", since="0.1")
+def compact(tree: Tree) -> Tree:
+    """The nodes of one tree that a row can reach, level by level; NumPy, not for `jit`.
+
+    The numbering is that of a file of XGBoost: breadth first, children side by side.
+    """
+    left = np.asarray(tree.left)
+    old = [0]
+    for node in old:  # grows as children are met
+        if left[node]:
+            old += [int(left[node]), int(left[node]) + 1]
+    new = np.zeros(len(left), np.int32)
+    new[old] = np.arange(len(old))
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf)[old], tree)
+    return tree._replace(left=np.where(tree.left > 0, new[tree.left], 0))
+
+
+@export("trees.tree.stack", since="0.1")
+def stack(trees: list[Tree]) -> Tree:
+    """Trees of different sizes as one forest: short ones are padded with leaves."""
+    nodes = max(tree.left.shape[0] for tree in trees)
+    words = max(tree.categories.shape[-1] for tree in trees)
+
+    def pad(leaf: Array, width: int | None = None) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        extra = [(0, nodes - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)
+        if width is not None:
+            extra[1] = (0, width - leaf.shape[1])
+        return np.pad(leaf, extra)
+
+    rows = [
+        jax.tree.map(pad, tree._replace(categories=pad(tree.categories, words)))
+        for tree in trees
+    ]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
