@@ -83,12 +83,19 @@ from jaxml.ops.matching import Matches as Matches
 from jaxml.ops.matching import Sample as Sample
 from jaxml.ops.matching import match_anchors as match_anchors
 from jaxml.ops.matching import sample_matches as sample_matches
+from jaxml.ops.multilevel_roi import multilevel_roi_align as multilevel_roi_align
+from jaxml.ops.multilevel_roi import pyramid_level as pyramid_level
 from jaxml.ops.nms import batched_nms as batched_nms
 from jaxml.ops.nms import nms as nms
 from jaxml.ops.order import descending_order as descending_order
 from jaxml.ops.order import masked_top_k as masked_top_k
 from jaxml.ops.patches import patchify as patchify
 from jaxml.ops.patches import unpatchify as unpatchify
+from jaxml.ops.pooling import adaptive_max_pool as adaptive_max_pool
+from jaxml.ops.pooling import max_pool_with_indices as max_pool_with_indices
+from jaxml.ops.pooling import max_unpool as max_unpool
+from jaxml.ops.pooling import spatial_pyramid_pool as spatial_pyramid_pool
+from jaxml.ops.pooling import yolo_spp as yolo_spp
 from jaxml.ops.receptive_field import ReceptiveField as ReceptiveField
 from jaxml.ops.receptive_field import Window as Window
 from jaxml.ops.receptive_field import (
@@ -99,15 +106,6 @@ from jaxml.ops.receptive_field import receptive_field_of as receptive_field_of
 from jaxml.ops.receptive_field import (
     top_down_receptive_field as top_down_receptive_field,
 )
-from jaxml.ops.multilevel_roi import multilevel_roi_align as multilevel_roi_align
-from jaxml.ops.multilevel_roi import pyramid_level as pyramid_level
-from jaxml.ops.patches import patchify as patchify
-from jaxml.ops.patches import unpatchify as unpatchify
-from jaxml.ops.pooling import adaptive_max_pool as adaptive_max_pool
-from jaxml.ops.pooling import max_pool_with_indices as max_pool_with_indices
-from jaxml.ops.pooling import max_unpool as max_unpool
-from jaxml.ops.pooling import spatial_pyramid_pool as spatial_pyramid_pool
-from jaxml.ops.pooling import yolo_spp as yolo_spp
 from jaxml.ops.resize import crop_and_resize as crop_and_resize
 from jaxml.ops.resize import resize_image as resize_image
 from jaxml.ops.roi import ps_roi_align as ps_roi_align

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxml.export import export
-from jaxml.ops.sampling import sample_bilinear
+from jaxml.ops.sampling import bilinear_sample
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 
@@ -59,7 +59,7 @@ def warp_image(
     [1.0, 2.0, 1.0]
     """
     y, x = _places(field)
-    return sample_bilinear(image, y, x, border="clamp")
+    return bilinear_sample(image, y, x, border="clamp")
 
 
 @export("segmentation.warp_labels", since="0.1")
