@@ -122,7 +122,7 @@ def upsampled(original: Picture, config: Config) -> dict[str, Picture]:
 def twice(x: Picture, kernel: Array, padding: int, extra: int) -> Picture:
     """Two transposed convolutions of stride 2."""
     for _ in range(2):
-        x = ops.conv_transpose2d(
+        x = ops.conv_transpose(
             x, kernel, stride=2, padding=padding, output_padding=extra
         )
     return x

@@ -10,6 +10,7 @@ https://doi.org/10.1109/TSMC.1981.4308636 (layers and barycenters).
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,14 +57,14 @@ def save_graph(
     ax = figure.add_subplot()
     ax.axis("off")
     where = {node: (lefts[x], 0.55 * y) for node, (x, y) in places.items()}
-    boxes = {}
+    boxes: dict[Hashable, Any] = {}
     for node, (x, y) in where.items():
         marked = node in highlight
         face = COLOURS[0] if marked else "#f4f6f7"
         frame = {"boxstyle": "round,pad=0.3", "fc": face, "ec": FAINT, "lw": 0.8}
         ink = "white" if marked else INK
         text = ax.text(x, y, names[node], size=10, color=ink, bbox=frame, va="center")
-        boxes[node] = text
+        boxes[node] = text.get_bbox_patch()
     ax.set_xlim(-0.3, float(lefts[-1]) + 0.1)
     ax.set_ylim(0.55 * (-tallest / 2) - 0.2, 0.55 * (tallest / 2) + 0.2)
     for start, end in edges:
@@ -77,9 +78,9 @@ def save_graph(
         ax.annotate(
             "",
             xy=(0.0, 0.5),
-            xycoords=boxes[end].get_bbox_patch(),
+            xycoords=boxes[end],
             xytext=(1.0, 0.5),
-            textcoords=boxes[start].get_bbox_patch(),
+            textcoords=boxes[start],
             arrowprops=style,
         )
     return finish(figure, path)

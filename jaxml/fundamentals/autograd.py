@@ -88,7 +88,7 @@ class Tensor:
     __array_priority__ = 100  # NumPy leaves its operators to this class
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self.data = data.data if isinstance(data, Tensor) else jnp.asarray(data)
+        self.data: Any = data.data if isinstance(data, Tensor) else jnp.asarray(data)
         self.node: Node | None = None
         self.grad: Tensor | None = None
         self.version = Version()

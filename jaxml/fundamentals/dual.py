@@ -167,6 +167,10 @@ def _constant(x: Any, like: Dual) -> Dual:
     return Dual(x, x * 0.0, like.level)
 
 
+def _array(x: Any) -> Any:
+    return x if isinstance(x, Dual) else jnp.asarray(x)
+
+
 def _plain(x: Any) -> Any:
     """The array at the bottom."""
     return _plain(x.value) if isinstance(x, Dual) else x
@@ -207,8 +211,8 @@ def jvp(
             )
     level = next(_levels)
     duals = [
-        Dual(*(v if isinstance(v, Dual) else jnp.asarray(v) for v in pair), level)
-        for pair in zip(primals, tangents, strict=True)
+        Dual(_array(x), _array(dx), level)
+        for x, dx in zip(primals, tangents, strict=True)
     ]
     out = function(*duals)
     if isinstance(out, Dual) and out.level == level:

@@ -198,7 +198,7 @@ def _path(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     start = jnp.asarray(start)
 
-    def step(theta: Array, n: Array) -> tuple[Array, Array]:
+    def step(theta: Any, n: Any) -> Any:
         extra = (n,) if numbered else ()
         found = measure(jax.random.fold_in(key, n.astype(jnp.int32)), theta, *extra)
         if found.shape != theta.shape:

@@ -18,7 +18,7 @@
 | `BatchNorm` | batch norm of the global batch, in groups if asked |
 | `FrozenBatchNorm` | batch norm that learns nothing and moves nothing |
 | `Conv`, `convolve`, `Dense` | with gradients that are fast on a CPU too |
-| `Deconv`, `bilinear_init`, `bilinear_upsample` | transposed convolutions |
+| `Deconv`, `bilinear_upsample` | transposed convolutions |
 | `DeformConv` | a convolution whose taps move |
 | `Dropout` | per entry or per sample, the same on any number of devices |
 | `step`, `sign`, `swish`, `gated`, `PReLU` ... | activations that `jax.nn` lacks |
@@ -43,7 +43,6 @@ from jaxml.nn.darknet import Darknet as Darknet
 from jaxml.nn.darknet import darknet19 as darknet19
 from jaxml.nn.darknet import darknet53 as darknet53
 from jaxml.nn.deconv import Deconv as Deconv
-from jaxml.nn.deconv import bilinear_init as bilinear_init
 from jaxml.nn.deconv import bilinear_upsample as bilinear_upsample
 from jaxml.nn.deform_conv import DeformConv as DeformConv
 from jaxml.nn.dense import Dense as Dense

@@ -17,11 +17,9 @@ Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016,
 https://arxiv.org/abs/1603.07285 (relationships 8 to 14).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
@@ -29,6 +27,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxml.export import export
+from jaxml.ops.upsampling import conv_transpose
 from jaxml.typing import Array, Float
 
 
@@ -42,7 +41,7 @@ class Deconv(nn.Module):
         kernel_size: side of the kernel; None is the stride, copies side by side.
         padding: pixels taken off every side, torch's.
         use_bias: add a learned bias.
-        kernel_init: `bilinear_init` starts as interpolation.
+        kernel_init: `jaxml.ops.bilinear_kernel` starts as interpolation.
         dtype: of computation; None takes the widest of input and parameters.
         param_dtype: of the parameters.
     """
@@ -77,40 +76,15 @@ class Deconv(nn.Module):
             zeros = nn.initializers.zeros
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        # lax reads the kernel from its other end.
-        y = lax.conv_transpose(x, kernel[::-1, ::-1], (self.stride,) * 2, "VALID")
-        p = self.padding
-        y = y[:, p : y.shape[1] - p, p : y.shape[2] - p]
+        y = conv_transpose(x, kernel, stride=self.stride, padding=self.padding)
         return y if bias is None else y + bias[None, None, None]
-
-
-@export("nn.bilinear_init", since="0.1")
-def bilinear_init(
-    key: Any, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
-) -> jax.Array:
-    """A kernel that interpolates each channel and mixes none, for stride size / 2.
-
-    Raises:
-        ValueError: if input and output differ in their number of channels.
-
-    >>> bilinear_init(None, (4, 4, 1, 1))[0, :, 0, 0].tolist()
-    [0.0625, 0.1875, 0.1875, 0.0625]
-    """
-    del key, out_sharding
-    if shape[2] != shape[3]:
-        raise ValueError(
-            f"a bilinear kernel must have as many channels out as in, got {shape[2:]}"
-        )
-    rows, columns = (_triangle(n) for n in shape[:2])
-    kernel = rows[:, None, None, None] * columns[None, :, None, None]
-    return jnp.asarray(kernel * np.eye(shape[2]), dtype)
 
 
 @export("nn.bilinear_upsample", since="0.1")
 def bilinear_upsample(
     x: Float[Array, "batch height width channels"], factor: int, padding: int = 0
 ) -> Float[Array, "batch height_out width_out channels"]:
-    """The transposed convolution with `bilinear_init`, of size 2 `factor`, as two products.
+    """The transposed convolution with `bilinear_kernel`, of size 2 `factor`, as two products.
 
     Args:
         x: any number of channels, which are not mixed.

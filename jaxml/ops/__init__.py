@@ -118,7 +118,7 @@ from jaxml.ops.similarity import inverse_norm as inverse_norm
 from jaxml.ops.similarity import unit as unit
 from jaxml.ops.soft_nms import soft_nms as soft_nms
 from jaxml.ops.upsampling import bilinear_kernel as bilinear_kernel
-from jaxml.ops.upsampling import conv_transpose2d as conv_transpose2d
+from jaxml.ops.upsampling import conv_transpose as conv_transpose
 from jaxml.ops.upsampling import icnr as icnr
 from jaxml.ops.upsampling import pixel_shuffle as pixel_shuffle
 from jaxml.ops.upsampling import pixel_unshuffle as pixel_unshuffle

@@ -416,7 +416,8 @@ def _groups(before: Shape, after: Shape) -> Iterable[tuple[list[int], list[int]]
     """Axes of two shapes of one size in matching groups, each as small as can be."""
     i = j = 0
     while i < len(before) or j < len(after):
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         sizes = [1, 1]
         while True:
             if i < len(before) and (not left or sizes[0] < sizes[1]):

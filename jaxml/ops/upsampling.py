@@ -147,8 +147,8 @@ def _matrix(
     return matrix
 
 
-@export("ops.conv_transpose2d", since="0.1")
-def conv_transpose2d(
+@export("ops.conv_transpose", since="0.1")
+def conv_transpose(
     x: Images,
     kernel: Float[Array, "rows columns channels group_features"],
     *,
@@ -180,7 +180,7 @@ def conv_transpose2d(
         ValueError: if the groups do not divide the channels, or the kernel does not fit.
 
     >>> stamp = jnp.arange(1.0, 4.0).reshape(1, 3, 1, 1)
-    >>> conv_transpose2d(jnp.ones((1, 1, 2, 1)), stamp, stride=2).ravel().tolist()
+    >>> conv_transpose(jnp.ones((1, 1, 2, 1)), stamp, stride=2).ravel().tolist()
     [1.0, 2.0, 4.0, 2.0, 3.0]
     """
     s, p, extra, d = map(_pair, (stride, padding, output_padding, dilation))
@@ -270,7 +270,10 @@ def icnr(initializer: Initializer, factor: int) -> Initializer:
 
 @export("ops.bilinear_kernel", since="0.1")
 def bilinear_kernel(
-    key: PRNGKeyArray | None, shape: Sequence[int], dtype: Any = jnp.float32
+    key: PRNGKeyArray | None,
+    shape: Sequence[int],
+    dtype: Any = jnp.float32,
+    out_sharding: Any = None,
 ) -> Float[Array, "rows columns channels features"]:
     """An initializer: a transposed convolution that starts as bilinear interpolation.
 
@@ -280,14 +283,25 @@ def bilinear_kernel(
         key: is not needed.
         shape: [rows, columns, channels, features]; channel i goes to feature i alone.
         dtype: of the kernel.
+        out_sharding: is not needed.
+
+    Raises:
+        ValueError: unless there are as many features as channels.
+
+    >>> bilinear_kernel(None, (4, 4, 1, 1))[0, :, 0, 0].tolist()
+    [0.0625, 0.1875, 0.1875, 0.0625]
     """
+    if shape[2] != shape[3]:
+        raise ValueError(
+            f"a bilinear kernel must have as many channels out as in, got {shape[2:]}"
+        )
     lines = []
     for size in shape[:2]:
         factor = (size + 1) // 2
         middle = factor - 1 if size % 2 else factor - 0.5
         lines.append(1 - np.abs(np.arange(size) - middle) / factor)
     tent = np.outer(*lines)[:, :, None, None]
-    return jnp.asarray(tent * np.eye(shape[2], shape[3])[None, None], dtype)
+    return jnp.asarray(tent * np.eye(shape[2])[None, None], dtype)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

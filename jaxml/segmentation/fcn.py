@@ -33,11 +33,12 @@ from jaxml.export import export
 from jaxml.losses.cross_entropy import pixel_cross_entropy
 from jaxml.method import Method, Params
 from jaxml.nn.conv import Conv
-from jaxml.nn.deconv import Deconv, bilinear_init, bilinear_upsample
+from jaxml.nn.deconv import Deconv, bilinear_upsample
 from jaxml.nn.dropout import Dropout
 from jaxml.nn.norm import BatchNorm
 from jaxml.nn.resnet import ResNet
 from jaxml.nn.vgg import VGG, max_pool
+from jaxml.ops.upsampling import bilinear_kernel
 from jaxml.segmentation.per_pixel import PixelLoss, per_pixel
 from jaxml.typing import Array, Float
 
@@ -111,7 +112,7 @@ class FCN(nn.Module):
                 4,
                 0 if caffe else 3,
                 use_bias=False,
-                kernel_init=bilinear_init,
+                kernel_init=bilinear_kernel,
                 name=f"up_{name}",
                 **self._kinds(),
             )(x if caffe else _rimmed(x))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxml.nn import Deconv, bilinear_init, bilinear_upsample
+from jaxml.nn import Deconv, bilinear_upsample
+from jaxml.ops import bilinear_kernel
 
 
 def deconv_numpy(x, kernel, stride, padding):
@@ -37,7 +38,7 @@ def test_it_puts_copies_down(rng, stride, size, padding):
 def test_bilinear_start_is_interpolation(rng, factor):
     x = rng.normal(size=(1, 3, 4, 2)).astype(np.float32)
     model = Deconv(
-        2, factor, 2 * factor, factor // 2, use_bias=False, kernel_init=bilinear_init
+        2, factor, 2 * factor, factor // 2, use_bias=False, kernel_init=bilinear_kernel
     )
     variables = model.init(jax.random.key(0), x)
     actual = model.apply(variables, x)
@@ -52,7 +53,7 @@ def test_bilinear_start_is_interpolation(rng, factor):
 
 
 def test_odd_kernels_are_centred():
-    kernel = bilinear_init(jax.random.key(0), (3, 5, 1, 1))[..., 0, 0]
+    kernel = bilinear_kernel(jax.random.key(0), (3, 5, 1, 1))[..., 0, 0]
     np.testing.assert_allclose(kernel[:, 2], [0.5, 1, 0.5])
     np.testing.assert_allclose(kernel[1], np.array([1, 2, 3, 2, 1]) / 3, rtol=1e-6)
 
@@ -62,7 +63,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="as large as the stride, got 1 and 2"):
         Deconv(3, 2, 1).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="as many channels out as in"):
-        Deconv(2, 2, 4, kernel_init=bilinear_init).init(jax.random.key(0), x)
+        Deconv(2, 2, 4, kernel_init=bilinear_kernel).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("stride, size, padding", [(2, 2, 0), (2, 4, 1), (3, 5, 2)])

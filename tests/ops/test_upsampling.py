@@ -11,7 +11,7 @@ import pytest
 from jaxml.nn import convolve
 from jaxml.ops.upsampling import (
     bilinear_kernel,
-    conv_transpose2d,
+    conv_transpose,
     icnr,
     pixel_shuffle,
     pixel_unshuffle,
@@ -88,7 +88,7 @@ def test_transposed_convolution_is_the_gradient(rng):
     a = jnp.asarray(rng.normal(size=(2, 7, 9, 4)), jnp.float32)
     b, transpose = jax.vjp(lambda a: convolve(a, kernel, stride=2, padding=1), a)
     expected = transpose(b)[0]
-    actual = conv_transpose2d(b, kernel.transpose(0, 1, 3, 2), stride=2, padding=1)
+    actual = conv_transpose(b, kernel.transpose(0, 1, 3, 2), stride=2, padding=1)
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_bilinear_kernel_interpolates(rng, stride):
     size, padding = 2 * stride - stride % 2, math.ceil((stride - 1) / 2)
     kernel = bilinear_kernel(None, (size, size, 2, 2))
     x = jnp.asarray(rng.normal(size=(1, 5, 6, 2)), jnp.float32)
-    actual = conv_transpose2d(x, kernel, stride=stride, padding=padding)
+    actual = conv_transpose(x, kernel, stride=stride, padding=padding)
     expected = upsample_bilinear(x, (5 * stride, 6 * stride))
     actual = actual[:, : 5 * stride, : 6 * stride]
     inner = (slice(None), slice(stride, -stride), slice(stride, -stride))
@@ -107,7 +107,7 @@ def test_bilinear_kernel_interpolates(rng, stride):
 
 def test_a_checkerboard_appears_where_the_stride_does_not_divide_the_kernel():
     ones = jnp.ones((1, 6, 6, 1))
-    inside = lambda size: conv_transpose2d(ones, jnp.ones((size, size, 1, 1)), stride=2)
+    inside = lambda size: conv_transpose(ones, jnp.ones((size, size, 1, 1)), stride=2)
     assert jnp.ptp(inside(4)[0, 4:-4, 4:-4]) == 0
     chex.assert_trees_all_equal(
         jnp.unique(inside(3)[0, 4:-4, 4:-4]), jnp.array([1.0, 2.0, 4.0])
@@ -146,6 +146,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"2 must divide height and width"):
         pixel_unshuffle(x, 2)
     with pytest.raises(ValueError, match=r"in 4 groups"):
-        conv_transpose2d(x, jnp.zeros((3, 3, 6, 1)), groups=4)
+        conv_transpose(x, jnp.zeros((3, 3, 6, 1)), groups=4)
     with pytest.raises(ValueError, match=r"must divide the features, got 6"):
         icnr(jax.nn.initializers.zeros, 2)(jax.random.key(0), (3, 3, 2, 6))

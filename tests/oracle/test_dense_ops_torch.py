@@ -61,7 +61,7 @@ def test_transposed_convolution(rng, images, groups, stride, padding, extra, dil
     expected = functional.conv_transpose2d(
         first(images), torch.from_numpy(kernel), None, stride, padding, extra, groups, dilation
     )  # fmt: skip
-    actual = ops.conv_transpose2d(
+    actual = ops.conv_transpose(
         images,
         kernel.transpose(2, 3, 0, 1),
         stride=stride,
@@ -77,7 +77,7 @@ def test_transposed_convolution_of_flax(images):
     module = nn.ConvTranspose(3, (4, 3), strides=(2, 2), padding="VALID")
     params = module.init(jax.random.key(0), images)
     kernel = params["params"]["kernel"]
-    actual = ops.conv_transpose2d(images, kernel, stride=2, flip=True)
+    actual = ops.conv_transpose(images, kernel, stride=2, flip=True)
     chex.assert_trees_all_close(actual, module.apply(params, images), atol=1e-5)
 
 
