@@ -33,7 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxml.export import export
-from jaxml.ops.field_rules import View, follow
+from jaxml.ops.field_rules import follow
+from jaxml.ops.field_views import View
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 
