@@ -143,7 +143,8 @@ def sample_table(
 
 
 def _varying_alike(*arrays: Array) -> tuple[Array, ...]:
-    zero = sum(jnp.zeros_like(a, jnp.float32, shape=()) for a in arrays)
+    zeros = [jnp.zeros_like(a, jnp.float32, shape=()) for a in arrays]
+    zero = sum(zeros, jnp.zeros(()))
     return tuple(a + zero.astype(a.dtype) for a in arrays)
 
 
