@@ -130,14 +130,22 @@ def sample_table(
         slots = jnp.zeros(shape, jnp.int32)
     if not slots.size:
         return jnp.zeros((*slots.shape, table.shape[1]), table.dtype)
+    # Inside shard_map, the gradient of what devices share is the sum of theirs.
+    table, row, column = _varying_alike(table, rows.taps.weight, columns.taps.weight)
     return _sample(
         table,
-        rows.taps.weight,
-        columns.taps.weight,
+        row,
+        column,
         Places(
             rows.taps.pixel, columns.taps.pixel, slots, rows.samples, columns.samples
         ),
     )
+
+
+def _varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    zeros = [jnp.zeros_like(a, jnp.float32, shape=()) for a in arrays]
+    zero = sum(zeros, jnp.zeros(()))
+    return tuple(a + zero.astype(a.dtype) for a in arrays)
 
 
 def _by_products(features: Array, rows: Taps, columns: Taps) -> Array:

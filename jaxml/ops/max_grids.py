@@ -35,6 +35,8 @@ def max_grids(
     if not rows.size or not columns.size:
         shape = (*rows.shape[:2], columns.shape[1], features.shape[-1])
         return jnp.zeros(shape, features.dtype)
+    # Inside shard_map, the gradient of what devices share is the sum of theirs.
+    features = features + jnp.zeros_like(rows, features.dtype, shape=())
     return _largest(features, rows, columns)
 
 

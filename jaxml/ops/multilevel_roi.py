@@ -35,7 +35,7 @@ def pyramid_level(
     lowest: int = 2,
     highest: int = 5,
     *,
-    canonical_size: float = 224.0,
+    canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Int[Array, "boxes"]:
     """The level of a feature pyramid that a box belongs to.
@@ -71,7 +71,7 @@ def multilevel_roi_align(
     lowest: int = 2,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    canonical_size: float = 224.0,
+    canonical_size: float | int = 224,
     canonical_level: int = 4,
     form: str = "gather",
 ) -> Float[Array, "boxes rows columns channels"]:

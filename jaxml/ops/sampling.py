@@ -145,13 +145,13 @@ def check_form(form: str) -> None:
 
 
 def neighbors(
-    at: Float[Array, "*samples"], size: int | Int[Array, "*samples"], border: str
+    at: Float[Array, "*samples"], size: int | Int[Array, "..."], border: str
 ) -> Taps:
     """The pixel before each place on an axis and the one after: [*samples, 2].
 
     Args:
         at: places; pixel centers are whole numbers.
-        size: pixels of the axis, or of the axis that each place is on.
+        size: pixels of the axis, or, broadcast, of the axis that each place is on.
         border: see `bilinear_sample`.
 
     Raises:
