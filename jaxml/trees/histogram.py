@@ -291,7 +291,8 @@ def _first_max(gain: Float[Array, "slots bins"]) -> tuple[Array, Array]:
     return top, jnp.min(jnp.where(tied, place, gain.shape[1] - 1), axis=-1)
 
 
-def _prefix_sums(x: Float[Array, "channels slots bins"]) -> Array:
+@jax.custom_batching.custom_vmap
+def _prefix_sums(x: Float[Array, "*batch bins"]) -> Float[Array, "*batch bins"]:
     """Sums up to and with each bin, of integers in float64: exact in any order.
 
     Products with triangles of ones, within blocks and over them, for XLA's own prefix sum
@@ -300,11 +301,20 @@ def _prefix_sums(x: Float[Array, "channels slots bins"]) -> Array:
     bins = x.shape[-1]
     block = max(int(np.sqrt(bins)), 1)
     blocks = -(-bins // block)
-    padded = jnp.pad(x, ((0, 0), (0, 0), (0, blocks * block - bins)))
+    edges = [(0, 0)] * (x.ndim - 1)
+    padded = jnp.pad(x, [*edges, (0, blocks * block - bins)])
     padded = padded.reshape(*x.shape[:-1], blocks, block)
     within = padded @ jnp.triu(jnp.ones((block, block), x.dtype))
     before = within[..., -1] @ jnp.triu(jnp.ones((blocks, blocks), x.dtype), k=1)
     return (within + before[..., None]).reshape(*x.shape[:-1], -1)[..., :bins]
+
+
+@_prefix_sums.def_vmap
+def _(axis_size: int, in_batched: list[bool], x: Array) -> tuple[Array, bool]:
+    """One more leading axis; `jax.vmap` alone would narrow the products to float32."""
+    del axis_size, in_batched
+    with jax.enable_x64(True):
+        return _prefix_sums(x), True
 
 
 def _goes_right(

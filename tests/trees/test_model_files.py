@@ -131,6 +131,7 @@ def edits():
         "group": ((*model, "tree_info"), [0, 0, 0, 0, 0, 7], "below 1 outputs"),
         "cycle": ((*tree, "left_children"), "cycle", "must be a tree's"),
         "out": ((*tree, "right_children"), "out", "must be a tree's"),
+        "twice": ((*tree, "right_children"), "twice", "must be a tree's"),
         "short": ((*tree, "left_children"), [1], "left_children must be"),
         "strings": ((*tree, "sum_hessian"), "strings", "sum_hessian must be"),
         "feature": (
@@ -161,6 +162,7 @@ def test_hostile_files_are_told(rng, tmp_path, name):
         target[where[-1]] = {
             "cycle": lambda: [0, *old[1:]],
             "out": lambda: [10**6, *old[1:]],
+            "twice": lambda: [1, *old[1:]],
             "strings": lambda: ["x"] * len(old),
             "feature": lambda: [4] * len(old),
             "nan": lambda: [float("nan")] * len(old),
