@@ -274,7 +274,7 @@ def bilinear_kernel(
     shape: Sequence[int],
     dtype: Any = jnp.float32,
     out_sharding: Any = None,
-) -> Float[Array, "rows columns channels features"]:
+) -> jax.Array:
     """An initializer: a transposed convolution that starts as bilinear interpolation.
 
     With a kernel of 2 stride - stride % 2 and a padding of ceil((stride - 1) / 2).
