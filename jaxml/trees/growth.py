@@ -223,6 +223,6 @@ def gain_of(
         a = jnp.clip(rule.value(left), lower[None], upper[None])
         b = jnp.clip(rule.value(right), lower[None], upper[None])
         gain = rule.score_at(left, a) + rule.score_at(right, b) - parent_score
-        ordered = jnp.all(sign[None] * (b - a) >= 0, axis=0)
+        ordered = jnp.all(sign * (b - a) >= 0, axis=0)
         admitted &= ordered
     return jnp.where(admitted, gain, -jnp.inf)
