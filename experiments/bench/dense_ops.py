@@ -41,11 +41,9 @@ case all the time. "jaxml is" says how many times as fast as torchvision, by the
                         both  jaxml         436     547             1.0x
                               torchvision  2580    2608             5.9x
 
-All of this is one core's work: XLA's CPU backend does not share a gather out. What made it
-fast is that a few boxes at a time stay in cache and that the gradient of the features is
-added up in place; where boxes need different numbers of samples, one box at a time, so that
-none waits for another (2 to 10 times). The mean of whole pixels loses: torchvision adds
-plane by plane what lies together, here each pixel is 21 numbers 49 apart.
+What made it fast is that a few boxes at a time stay in cache and that the gradient of the
+features is added up in place; where boxes need different numbers of samples, one box at a
+time, so that none waits for another. Averages of whole pixels (`ps_roi_pool`) lose.
 """
 
 import ctypes
