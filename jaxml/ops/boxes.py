@@ -31,8 +31,9 @@ from jax import lax
 
 from jaxml.export import export
 from jaxml.ops.color import Number, Scalar
-from jaxml.typing import Array, Bool, Float
+from jaxml.typing import Array, Bool, Float, Int
 
+Length = Scalar | Int[Array, ""]
 Weights = tuple[Number, Number, Number, Number]
 FORMATS = ("xyxy", "xywh", "cxcywh")
 MAX_LOG_SCALE = math.log(1000 / 16)
@@ -233,7 +234,7 @@ def convert_boxes(
 
 @export("ops.clip_boxes", since="0.1")
 def clip_boxes(
-    boxes: Float[Array, "*batch 4"], height: Scalar, width: Scalar
+    boxes: Float[Array, "*batch 4"], height: Length, width: Length
 ) -> Float[Array, "*batch 4"]:
     """The part of each box that lies in an image; without area if there is none.
 
