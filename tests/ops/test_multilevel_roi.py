@@ -36,7 +36,8 @@ def test_torchvision(golden, form):
 @pytest.mark.parametrize("ratio", [2, 0])
 def test_every_box_is_pooled_on_its_own_level(golden, ratio):
     pyramid = [jnp.asarray(golden[f"pyramid_{level}"]) for level in (2, 3, 4)]
-    boxes = jnp.asarray(golden["pyramid_boxes"])
+    large = jnp.array([[1.0, 2, 70, 80]])
+    boxes = jnp.concatenate([golden["pyramid_boxes"], large])
     options = {"canonical_size": 32.0, "canonical_level": 3}
     level = pyramid_level(boxes, 2, 4, **options)
     assert set(np.asarray(level)) == {2, 3, 4}
