@@ -59,7 +59,7 @@ class Hourglass(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
-    ) -> list[Float[Array, "batch _ _ width"]]:
+    ) -> list[Float[Array, "batch _ _ features"]]:
         """Returns the features of every stack, a map per 4 pixels, the last one last.
 
         Raises:
