@@ -315,28 +315,24 @@ def _reshape(
 
 
 def _groups(before: Shape, after: Shape) -> Iterable[tuple[list[int], list[int]]]:
-    """Axes of two shapes of one size in matching groups, each as small as can be."""
-    i = j = 0
-    while i < len(before) or j < len(after):
+    """Axes of two shapes of one size in matching groups, each as small as can be.
+
+    From the end: where axes of length one leave a choice, it is the batch that has been cut.
+    """
+    i, j = len(before), len(after)
+    while i or j:
         left: list[int] = []
         right: list[int] = []
         sizes = [1, 1]
-        while True:
-            if i < len(before) and (not left or sizes[0] < sizes[1]):
-                left.append(i)
+        while (i or j) and not (left and right and sizes[0] == sizes[1]):
+            if i and (not left or sizes[0] < sizes[1] or not j):
+                i -= 1
+                left.insert(0, i)
                 sizes[0] *= before[i]
-                i += 1
-            elif j < len(after):
-                right.append(j)
-                sizes[1] *= after[j]
-                j += 1
             else:
-                left += range(i, len(before))
-                i = len(before)
-            if (sizes[0] == sizes[1] and left and right) or (
-                i == len(before) and j == len(after)
-            ):
-                break
+                j -= 1
+                right.insert(0, j)
+                sizes[1] *= after[j]
         yield left, right
 
 

@@ -159,6 +159,8 @@ def test_backbones():
         "c4": (211, 16),
         "c5": (435, 32),
     }
+    tiny = of(resnet18(), 32, method="pyramid")  # maps of one pixel keep their axes
+    assert tiny["c5"][0][:2] == tiny["c5"][1][:2] == (435, 32)
     assert of(ConvNet((4, 8)), 16) == (whole(16),) * 2
     assert of(vit_tiny(image_size=16, patch_size=8, depth=1), 16) == (whole(16),) * 2
 
