@@ -114,7 +114,7 @@ def make_bins(
 @export("trees.bins.from_cuts", since="0.1")
 def from_cuts(
     x: Float[Array, "rows columns"],
-    cuts: list[Float[np.ndarray, " cuts"]],
+    cuts: list[Float[np.ndarray, "_"]],
     lowest: Float[Array, " columns"] | None = None,
     max_bin: int | None = None,
 ) -> Bins:

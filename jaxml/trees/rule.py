@@ -57,7 +57,7 @@ def newton(
 
     value = -T(G) / (H + lambda), score = T(G)^2 / (H + lambda), where T pulls G towards
     zero by alpha. Where `max_delta_step` or a constraint moves the value to w, the score
-    is -(2 G w + (H + lambda) w^2 + 2 alpha |w|), in float32.
+    is -(2 G w + (H + lambda) w^2), in float32: XGBoost leaves out 2 alpha |w| there.
 
     Args:
         reg_lambda: L2 penalty of the values.
@@ -86,8 +86,7 @@ def newton(
 
     def score_at(sums: Sums, value: Float[Array, "outputs ..."]) -> Float[Array, "..."]:
         (G, H), w = (s.astype(jnp.float32) for s in sums), value[0]
-        penalty = 2 * jnp.float32(reg_alpha) * jnp.abs(w)
-        score = -(2 * G * w + (H + jnp.float32(reg_lambda)) * (w * w) + penalty)
+        score = -(2 * G * w + (H + jnp.float32(reg_lambda)) * (w * w))
         return jnp.where(H > 0, score, 0)
 
     def admits(sums: Sums) -> Bool[Array, "..."]:

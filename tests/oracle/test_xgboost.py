@@ -68,9 +68,12 @@ def assert_same_trees(model, booster, path):
         leaf = a.left == 0
         np.testing.assert_allclose(a.value[leaf], b.value[leaf], rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(a.cover, b.cover, rtol=1e-5)
-        np.testing.assert_allclose(a.gain, b.gain, rtol=1e-3, atol=1e-3)
+        # A split that was pruned leaves its gain behind in XGBoost.
+        np.testing.assert_allclose(a.gain[~leaf], b.gain[~leaf], rtol=1e-3, atol=1e-3)
         nodes += len(a.left)
-    np.testing.assert_array_equal(model.base_score, theirs.base_score)
+    np.testing.assert_allclose(
+        model.base_score, theirs.base_score, rtol=1e-6, atol=1e-6
+    )
     assert nodes > 3 * len(model.group), "the trees must be worth comparing"
 
 
@@ -154,7 +157,7 @@ HIST = {
     ),
     "monotone": (
         "diabetes",
-        0.2,
+        0.0,
         {"monotone_constraints": (0, 0, 1, 1, 0, 0, -1, 0, 1, 0)},
     ),
 }
