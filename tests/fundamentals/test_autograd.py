@@ -256,7 +256,7 @@ def test_a_thousand_random_graphs_equal_jax_and_finite_differences():
         )
         slope = sum(np.sum(g * d) for g, d in zip(got, step, strict=True))
         assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-6), i
-        if i % 10 == 0:  # traces cost more than finite differences
+        if i % 40 == 0:  # traces cost more than finite differences
             expected = jax.grad(lambda xs: run(program, xs, on_arrays))(leaves)
             for mine, true in zip(got, expected, strict=True):
                 np.testing.assert_allclose(mine, true, rtol=1e-9, atol=1e-12)
