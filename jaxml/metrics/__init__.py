@@ -25,8 +25,12 @@ from jaxml.metrics.accuracy import confusion as confusion
 from jaxml.metrics.accuracy import top_k_accuracy as top_k_accuracy
 from jaxml.metrics.accuracy import top_k_correct as top_k_correct
 from jaxml.metrics.average_precision import CocoResult as CocoResult
+from jaxml.metrics.average_precision import VocResult as VocResult
 from jaxml.metrics.average_precision import (
     coco_average_precision as coco_average_precision,
+)
+from jaxml.metrics.average_precision import (
+    voc_average_precision as voc_average_precision,
 )
 from jaxml.metrics.box_average_precision import (
     box_average_precision as box_average_precision,
@@ -57,7 +61,3 @@ from jaxml.metrics.metric import Metric as Metric
 from jaxml.metrics.metric import combine as combine
 from jaxml.metrics.metric import mean_of as mean_of
 from jaxml.metrics.step_disagreement import step_disagreement as step_disagreement
-from jaxml.metrics.voc_average_precision import VocResult as VocResult
-from jaxml.metrics.voc_average_precision import (
-    voc_average_precision as voc_average_precision,
-)

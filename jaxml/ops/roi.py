@@ -50,10 +50,10 @@ def roi_align(
     features: Features,
     boxes: Boxes,
     output_size: int | tuple[int, int],
-    *,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
     aligned: bool = True,
+    *,
     form: str = "gather",
 ) -> Float[Array, "boxes rows columns channels"]:
     """Bilinear samples of every box, averaged in bins.
@@ -88,9 +88,9 @@ def ps_roi_align(
     features: Features,
     boxes: Boxes,
     output_size: int | tuple[int, int],
-    *,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
+    *,
     form: str = "gather",
 ) -> Float[Array, "boxes rows columns classes"]:
     """RoIAlign of score maps: bin (i, j) of class c reads channel (c rows + i) columns + j.
@@ -121,8 +121,8 @@ def ps_roi_pool(
     features: Features,
     boxes: Boxes,
     output_size: int | tuple[int, int],
-    *,
     spatial_scale: float = 1.0,
+    *,
     form: str = "gather",
 ) -> Float[Array, "boxes rows columns classes"]:
     """The mean of every bin's pixels in its own channel, as R-FCN pools its score maps.
@@ -161,7 +161,6 @@ def roi_pool(
     features: Features,
     boxes: Boxes,
     output_size: int | tuple[int, int],
-    *,
     spatial_scale: float = 1.0,
 ) -> Float[Array, "boxes rows columns channels"]:
     """The largest pixel of every bin, as Fast R-CNN pools.
