@@ -15,10 +15,8 @@ half of that of other libraries.
 Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016,
 https://arxiv.org/abs/1603.02754 (equations 2 to 7, algorithms 1 and 3). Deviations, all of
 them XGBoost's own: no factor 1/2 in the gain, a Hessian for losses without curvature.
-Two are not: leaves of absolute and quantile losses are renewed in exact mode too, and
-"gblinear" with several outputs moves each by its own gradients, which gives other weights
-than XGBoost's program.
-Random draws (rows, columns, DART) have XGBoost's distribution, not its generator.
+Two are not: absolute and quantile losses renew their leaves in exact mode too; "gblinear"
+with several outputs has other weights than XGBoost's. Random draws (rows, columns, DART) have XGBoost's distribution, not its generator.
 """
 
 from dataclasses import replace
