@@ -13,10 +13,10 @@ The trap: "multi:softprob" has twice the usual Hessian, as in XGBoost, so its `e
 half of that of other libraries.
 
 Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016,
-https://arxiv.org/abs/1603.02754 (equations 2 to 7, algorithms 1 and 3). Deviations, all of
-them XGBoost's own: no factor 1/2 in the gain, a Hessian for losses without curvature.
-Two are not: absolute and quantile losses renew their leaves in exact mode too; "gblinear"
-with several outputs has other weights than XGBoost's. Random draws (rows, columns, DART) have XGBoost's distribution, not its generator.
+https://arxiv.org/abs/1603.02754 (equations 2 to 7, algorithms 1 and 3). Deviations of
+XGBoost's own: no factor 1/2 in the gain, a Hessian for losses without curvature. Of ours:
+absolute and quantile losses renew their leaves in exact mode too; "gblinear" with several
+outputs has other weights; random draws have XGBoost's distribution, not its generator.
 """
 
 from dataclasses import replace
