@@ -113,9 +113,9 @@ class FrozenBatchNorm(nn.Module):
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
-    All four are in `batch_stats`, which no optimizer sees; a trained
-    `BatchNorm` has scale and bias among its parameters, from where they move. Takes the same arguments as `BatchNorm`, so that it
-    can stand in its place; what has no meaning here is not read.
+    All four are in `batch_stats`, which no optimizer sees; a trained `BatchNorm` has scale
+    and bias among its parameters, from where they move. Takes the same arguments as
+    `BatchNorm`, so that it can stand in its place; what has no meaning here is not read.
 
     Attributes:
         epsilon: added to the variance; 1e-5 as torchvision's `FrozenBatchNorm2d`.

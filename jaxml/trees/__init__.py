@@ -8,7 +8,8 @@
 What they share: `tree` (a tree as arrays, and prediction), `rule` (scores and leaves from
 sums of channels), `exact` and `histogram` (the search for splits), `bins`, `fixed_point`
 (sums that no order can change), `growth` (levels to trees), `objectives` (losses by
-autodiff), `boosting` (rounds of trees), `linear` (the linear booster), `model`, `model_files` and `ubjson`.
+autodiff), `boosting` (rounds of trees), `linear` (the linear booster), `model`,
+`model_files` and `ubjson`.
 """
 
 from jaxml.trees import bins as bins
