@@ -12,26 +12,26 @@ NumPy's, beside pycocotools from its own dictionaries. Every row is checked: bot
 same boxes, or agree to 1e-9.
 
 Rounds alternate, medians count; "core" is processor time, on all cores together. "jaxml is"
-says how many times as fast as the peer on the clock. 2 CPU cores, heavily loaded by other
-work, jax 0.10.2, torchvision 0.28.0, pycocotools 2.0.11, seed 0:
+says how many times as fast as the peer on the clock. 2 CPU cores with little else to do,
+jax 0.10.2, torchvision 0.28.0, pycocotools 2.0.11, seed 0, two minutes:
 
                              by              ms   core ms   jaxml is
-    uniform    all           jaxml         68.8      65.2       1.0x
-                             torchvision  329.3     309.5       4.8x
-               first 1000    jaxml          4.6       4.6       1.0x
-                             torchvision  316.6     313.5      69.4x
-               80 classes    jaxml         13.7      14.6       1.0x
-                             torchvision   26.3      26.1       1.9x
-    clustered  all           jaxml         10.8      11.0       1.0x
-                             torchvision   42.2      40.7       3.9x
-               first 1000    jaxml         13.4      13.1       1.0x
-                             torchvision   42.2      34.8       3.1x
-               80 classes    jaxml         21.5      23.3       1.0x
-                             torchvision   46.5      26.8       2.2x
-    8 images, first 1000     8 images      17.9      15.3       1.0x
-                             1 image        3.0       3.0       0.2x
-    COCO AP, 1000 images     jaxml          530       449       1.0x
-                             pycocotools  18258     16984      34.4x
+    uniform    all           jaxml         58.0      57.7       1.0x
+                             torchvision  312.6     303.3       5.4x
+               first 1000    jaxml          3.8       3.9       1.0x
+                             torchvision  323.9     318.8      86.3x
+               80 classes    jaxml         20.3      22.0       1.0x
+                             torchvision   27.2      26.8       1.3x
+    clustered  all           jaxml         17.4      17.7       1.0x
+                             torchvision   43.0      42.9       2.5x
+               first 1000    jaxml         19.8      19.6       1.0x
+                             torchvision   44.7      42.2       2.3x
+               80 classes    jaxml         19.9      23.3       1.0x
+                             torchvision   28.5      28.5       1.4x
+    8 images, first 1000     8 images      18.5      20.2       1.0x
+                             1 image        3.2       3.8       0.2x
+    COCO AP, 1000 images     jaxml          523       496       1.0x
+                             pycocotools  15934     15663      30.5x
 
 The floor of the first row is the number of pairs: 6937 boxes are kept, and a box is
 compared with all that were kept before it, 35 million pairs of 13 operations. The clustered
