@@ -12,34 +12,34 @@ is what the operation cannot do without: the bytes that each sample reads, at 20
 its multiplications, at 100 GFLOP/s, which a core of the machine below reaches in neither
 case all the time. "jaxml is" says how many times as fast as torchvision, by the clock.
 
-2 CPU cores (AVX-512), shared with many others, jax 0.10.2, torch 2.13.0, torchvision 0.28.0,
-5 rounds, seed 0:
+2 CPU cores with little else to do (AVX-512), jax 0.10.2, torch 2.13.0, torchvision 0.28.0,
+5 rounds, seed 0, one minute:
 
     operation           what  by             ms  of CPU  floor  jaxml is
-    roi_align           out   jaxml          31      22     21      1.0x
-                              torchvision   340     342            11.0x
-                        both  jaxml          95      94             1.0x
-                              torchvision  1081    1053            11.4x
-    roi_align adaptive  out   jaxml          94      92     41      1.0x
-                              torchvision   439     422             4.7x
-                        both  jaxml         232     210             1.0x
-                              torchvision  1622    1599             7.0x
-    roi_pool            out   jaxml         126     108     10      1.0x
-                              torchvision   327     302             2.6x
-                        both  jaxml         257     261             1.0x
-                              torchvision   436     428             1.7x
-    ps_roi_align        out   jaxml          44      34      2      1.0x
-                              torchvision   167     162             3.8x
-                        both  jaxml         136     118             1.0x
-                              torchvision   358     360             2.6x
-    ps_roi_pool         out   jaxml         145     177      1      1.0x
-                              torchvision    92      89             0.6x
-                        both  jaxml         391     397             1.0x
-                              torchvision   209     230             0.5x
-    deform_conv2d v2    out   jaxml         202     208     56      1.0x
-                              torchvision   308     336             1.5x
-                        both  jaxml         436     547             1.0x
-                              torchvision  2580    2608             5.9x
+    roi_align           out   jaxml          34      31     21      1.0x
+                              torchvision   291     294             8.5x
+                        both  jaxml          90      89             1.0x
+                              torchvision   978     968            10.9x
+    roi_align adaptive  out   jaxml          84      95     41      1.0x
+                              torchvision   403     404             4.8x
+                        both  jaxml         185     202             1.0x
+                              torchvision  1470    1462             7.9x
+    roi_pool            out   jaxml          77      88     10      1.0x
+                              torchvision   297     296             3.9x
+                        both  jaxml         189     234             1.0x
+                              torchvision   262     269             1.4x
+    ps_roi_align        out   jaxml          32      32      2      1.0x
+                              torchvision   130     130             4.0x
+                        both  jaxml         111     129             1.0x
+                              torchvision   344     369             3.1x
+    ps_roi_pool         out   jaxml         114     174      1      1.0x
+                              torchvision    86      86             0.8x
+                        both  jaxml         289     374             1.0x
+                              torchvision   206     216             0.7x
+    deform_conv2d v2    out   jaxml         149     215     56      1.0x
+                              torchvision   306     364             2.1x
+                        both  jaxml         312     524             1.0x
+                              torchvision  2348    2443             7.5x
 
 What made it fast is that a few boxes at a time stay in cache and that the gradient of the
 features is added up in place; where boxes need different numbers of samples, one box at a
