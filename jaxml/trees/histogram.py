@@ -15,6 +15,9 @@ nodes that have some, bins descending with missing values left; of equal gains t
 The trap: a word holds two channels, the second in its low half without a sign, so every
 second channel must not be negative (Hessians, weights and counts are not).
 
+With monotone constraints and missing values together a threshold now and then is another
+one than XGBoost's on the same cuts; otherwise the trees are equal.
+
 Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016,
 https://arxiv.org/abs/1603.02754 (algorithm 2).
 """
