@@ -239,12 +239,12 @@ def moved(leaves, step, size):
     return [x + size * d for x, d in zip(leaves, step, strict=True)]
 
 
-def test_a_thousand_random_graphs_equal_jax_and_finite_differences():
+def test_random_graphs_equal_jax_and_finite_differences():
     rng = np.random.default_rng(0)
     on_arrays = lambda name, x: getattr(jnp, name)(x)
     on_numpy = lambda name, x: getattr(np, name)(x)
     on_tensors = lambda name, x: getattr(x, name)()
-    for i in range(1000):
+    for i in range(250):
         leaves = random_leaves(rng, 3)
         program = random_program(rng, 3, int(rng.integers(1, 9)))
         tensors = [Tensor(x, requires_grad=True) for x in leaves]
