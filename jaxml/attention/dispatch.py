@@ -3,7 +3,9 @@
 `attention` takes what `jax.nn.dot_product_attention` takes, and more, and gives the same
 numbers. Backends stand in one table in order of preference. The first that takes the
 call runs it; `explain` shows what became of the others. The memory is linear in length
-whichever runs: the quadratic `reference` answers by name alone.
+whichever runs: the quadratic `reference` answers by name alone. A kernel of ours is taken
+unasked only on a device where it was measured, and won or stands alone; by the name of
+"flash" it runs wherever the program does, in one trace for all platforms.
 
 The one difference from `jax.nn`: a query that may see no key gives 0 and lse = -inf, not
 the mean of all values.
@@ -18,12 +20,22 @@ logit is their "learnable sink token" with value 0).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxml.attention.chunked import chunked
+from jaxml.attention.flash.backends import (
+    USUAL,
+    Call,
+    by_platform,
+    kernels,
+    not_chosen,
+    objection,
+)
+from jaxml.attention.flash.rule import flash
 from jaxml.attention.reference import reference
 from jaxml.attention.spec import Context, Operands, SegmentIds, Spec, prepare
 from jaxml.export import export
@@ -38,25 +50,28 @@ class Backend(NamedTuple):
     Attributes:
         name: as in `implementation`.
         platforms: where it runs; None, everywhere.
-        run: what it runs; None where this version does not have it.
+        run: what it runs; None for kernels, see `flash.backends`.
         by_name_only: why it is never chosen unasked, or None.
-        has_kernel: whether there is something to interpret.
+        has_interpreter: whether it can be run without its device.
     """
 
     name: str
     platforms: frozenset[str] | None
-    run: Run | None
+    run: Run | None = None
     by_name_only: str | None = None
-    has_kernel: bool = False
+    has_interpreter: bool = False
 
 
 BACKENDS = (
-    Backend("mosaic_gpu", frozenset({"gpu"}), None, has_kernel=True),
-    Backend("cudnn", frozenset({"gpu"}), None),
-    Backend("pallas_tpu", frozenset({"tpu"}), None, has_kernel=True),
+    Backend("mosaic_gpu", frozenset({"gpu"}), has_interpreter=True),
+    Backend("cudnn", frozenset({"gpu"})),
+    Backend("pallas_tpu", frozenset({"tpu"}), has_interpreter=True),
     Backend("chunked", None, chunked),
     Backend("reference", None, reference, "its memory grows with queries x keys"),
 )
+# Asked for by this name, our kernels run wherever the program turns out to run.
+OURS = ("mosaic_gpu", "pallas_tpu", "chunked")
+PLATFORMS = ("gpu", "tpu", "cpu")
 
 
 @export("attention.Plan", since="0.1")
@@ -75,25 +90,30 @@ class Plan(NamedTuple):
         return "\n".join(f"{name}: {reason}" for name, reason in self.reasons)
 
 
-def plan(platform: str, implementation: str | None, interpret: bool) -> Plan:
+def plan(
+    platform: str, implementation: str | None, interpret: bool, call: Call = USUAL
+) -> Plan:
     """The backend of a call: a pure function of what is known before it runs.
 
     Raises:
         ValueError: if the implementation is unknown or cannot take the call.
     """
     names = [backend.name for backend in BACKENDS]
-    if implementation is not None and implementation not in names:
+    if implementation not in (None, "flash", *names):
         raise ValueError(
-            f"implementation must be None or one of {', '.join(names)}, "
+            f"implementation must be None, flash or one of {', '.join(names)}, "
             f"got {implementation!r}"
         )
+    asked = OURS if implementation == "flash" else (implementation,)
     reasons: list[tuple[str, str]] = []
     chosen = None
     for backend in BACKENDS:
-        if implementation is None or backend.name == implementation:
-            against = _objection(backend, platform, interpret, implementation)
+        if implementation is None or backend.name in asked:
+            against = _objection(backend, platform, interpret, call)
+            if against is None and implementation is None:
+                against = _reserve(backend, call)
             if against is None and chosen is None:
-                chosen, against = backend.name, "runs"
+                chosen, against = backend.name, _runs(backend, call)
             reasons.append((backend.name, against or f"not needed, {chosen} runs"))
     if chosen is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons)
@@ -102,20 +122,48 @@ def plan(platform: str, implementation: str | None, interpret: bool) -> Plan:
 
 
 def _objection(
-    backend: Backend, platform: str, interpret: bool, implementation: str | None
+    backend: Backend, platform: str, interpret: bool, call: Call
 ) -> str | None:
+    """Why it cannot take the call there."""
     here = backend.platforms is None or platform in backend.platforms
-    if not here and not interpret:
+    if not here and not (interpret and backend.has_interpreter):
         return (
             f"runs on {', '.join(sorted(backend.platforms or ()))}, not on {platform}"
         )
-    if backend.run is None:
-        return "not in this version"
-    if backend.by_name_only and implementation is None:
-        return f"only by name: {backend.by_name_only}"
-    if interpret and not backend.has_kernel:
+    if interpret and not backend.has_interpreter:
         return "has no kernel to interpret"
-    return None
+    return None if backend.run else objection(backend.name, call, interpret)
+
+
+def _runs(backend: Backend, call: Call) -> str:
+    """What is said of the one that runs."""
+    if backend.run is None and call.bias is not None:
+        return "runs; a gradient of the bias, where it is used, comes from chunked"
+    return "runs"
+
+
+def _reserve(backend: Backend, call: Call) -> str | None:
+    """Why it is not taken unasked."""
+    if backend.by_name_only:
+        return f"only by name: {backend.by_name_only}"
+    return None if backend.run else not_chosen(backend.name, call)
+
+
+def _runner(implementation: str | None, interpret: bool, call: Call) -> Run:
+    """What runs: one backend, or one for each platform in one program."""
+    here = jax.default_backend()
+    if implementation not in (None, "flash") or interpret:
+        return _run_of(plan(here, implementation, interpret, call), interpret)
+    plans = {p: plan(p, implementation, False, call) for p in PLATFORMS}
+    names = [plans[p].implementation for p in PLATFORMS]
+    if len(set(names)) == 1 or "cudnn" in names:  # which this program cannot leave
+        return _run_of(plans[here if here in plans else "cpu"], False)
+    return partial(flash, by_platform(*names[:2]))
+
+
+def _run_of(chosen: Plan, interpret: bool) -> Run:
+    (run,) = (b.run for b in BACKENDS if b.name == chosen.implementation)
+    return run or partial(flash, kernels(chosen.implementation, interpret))
 
 
 @export("attention.attention", since="0.1")
@@ -174,7 +222,9 @@ def attention(
         deterministic: the same bits on every run; False lets a kernel sum gradients in
             any order. `chunked` always is.
         return_lse: also return the log-sum-exp of the logits.
-        implementation: a backend by name; None chooses, see `explain`.
+        implementation: a backend by name; "flash" is our kernel wherever the program
+            turns out to run, and `chunked` where it has none; None chooses, see
+            `explain`. A kernel has no plain forward derivative (`jax.jvp`), all others.
         interpret: run a kernel without its device.
 
     Returns:
@@ -190,9 +240,7 @@ def attention(
     >>> attention(q, k[:, :, :2], v[:, :, :2], is_causal=True).shape
     (2, 5, 4, 8)
     """
-    del deterministic  # no backend of this version has a choice
-    chosen = plan(jax.default_backend(), implementation, interpret).implementation
-    (run,) = (b.run for b in BACKENDS if b.name == chosen)
+    del deterministic  # every backend of this version always is
     spec, operands, context = prepare(
         query,
         key,
@@ -210,8 +258,10 @@ def attention(
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
     )
-    assert run is not None
-    out, lse = run(spec, operands, context)
+    aligned = _aligned(causal_offset, query, key)
+    wants_lse = return_lse or sinks is not None
+    call = Call.of(spec, operands, context, aligned, wants_lse)
+    out, lse = _runner(implementation, interpret, call)(spec, operands, context)
     if sinks is not None:
         out, lse = _with_sinks(out, lse, jnp.asarray(sinks))
     shape = (*query.shape[:-1], value.shape[-1])
@@ -260,16 +310,32 @@ def _with_sinks(
     return (out * share).astype(out.dtype), jnp.logaddexp(lse, sinks)
 
 
+def _aligned(offset: Any, query: Any, key: Any) -> bool:
+    """Whether it is known that the first query stands at the first key."""
+    if offset == "bottom_right":
+        return query.shape[-3] == key.shape[-3]
+    return isinstance(offset, str | int) and offset in ("top_left", 0)
+
+
 @export("attention.explain", since="0.1")
 def explain(
-    *, implementation: str | None = None, interpret: bool = False, platform: str = ""
+    *args: Any,
+    implementation: str | None = None,
+    interpret: bool = False,
+    platform: str = "",
+    return_lse: bool = False,
+    **options: Any,
 ) -> Plan:
     """Which backend a call of `attention` gets, and what became of the others.
 
     Args:
+        args: as for `attention`, arrays or their types; none stands for a usual call,
+            self-attention of dim 128 in bfloat16.
         implementation: as for `attention`.
         interpret: as for `attention`.
         platform: "cpu", "gpu" or "tpu"; empty, where JAX runs now.
+        return_lse: as for `attention`.
+        options: more of `attention`.
 
     Raises:
         ValueError: if no implementation takes the call.
@@ -277,4 +343,30 @@ def explain(
     >>> explain(platform="cpu").implementation
     'chunked'
     """
-    return plan(platform or jax.default_backend(), implementation, interpret)
+    call = USUAL
+    if args:
+        options.pop("deterministic", None)
+        wants_lse = return_lse or options.pop("sinks", None) is not None
+        aligned = _aligned(options.get("causal_offset", 0), *args[:2])
+        call = _described(args, options, aligned, wants_lse)
+    return plan(platform or jax.default_backend(), implementation, interpret, call)
+
+
+def _described(
+    args: tuple[Any, ...], options: dict[str, Any], aligned: bool, wants_lse: bool
+) -> Call:
+    """The description of a call of which there may be no arrays."""
+    calls: list[Call] = []
+
+    def record(arrays: Any, given: Any) -> None:
+        prepared = prepare(*arrays, **given, **fixed)
+        calls.append(Call.of(*prepared, aligned, wants_lse))
+
+    given = {name: x for name, x in options.items() if _holds_arrays(x)}
+    fixed = {name: x for name, x in options.items() if name not in given}
+    jax.eval_shape(record, args, given)
+    return calls[0]
+
+
+def _holds_arrays(x: Any) -> bool:
+    return any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(x))

@@ -65,6 +65,8 @@ def linear_attention(
     initial_state: LinearState | None = None,
     return_state: bool = False,
     chunk_size: int = 64,
+    implementation: str | None = None,
+    interpret: bool = False,
 ) -> Any:
     """Attention with weights phi(q) . phi(k), in time and memory linear in length.
 
@@ -80,6 +82,10 @@ def linear_attention(
         initial_state: of tokens that come before; seen by all queries (of its segment).
         return_state: also return the state after the last token.
         chunk_size: tokens at a time; the result depends on it by rounding alone.
+        implementation: None or "chunked" is plain JAX; "mosaic_gpu" a kernel for Hopper,
+            not measured yet, of causal sums without segments in 16 bits; "flash" that
+            kernel on a GPU and plain JAX elsewhere, in one program.
+        interpret: run the kernel without a GPU.
 
     Returns:
         [batch, queries, heads, value_dim] in the query's dtype, and if asked for the
@@ -93,6 +99,13 @@ def linear_attention(
     (1, 5, 2, 4)
     """
     phi = feature_map_of(feature_map)
+    if implementation not in (None, "chunked", *KERNELS):
+        raise ValueError(
+            "implementation must be None, chunked, mosaic_gpu or flash, "
+            f"got {implementation!r}"
+        )
+    if implementation in KERNELS and not is_causal:
+        raise ValueError(f"{implementation} takes causal sums, got is_causal=False")
     _check(query, key, value, chunk_size, is_causal or segment_ids is not None)
     if segment_ids is not None and segment_ids.shape != key.shape[:2]:
         raise ValueError(
@@ -108,6 +121,15 @@ def linear_attention(
     if segment_ids is None and not is_causal:
         sums, total = _full_sums(mapped(tokens), state[0])
         out, state = finish(sums), (total, None)
+    elif is_causal and implementation in KERNELS:
+        _check_kernel(implementation, interpret, query, segment_ids, tokens, mapped)
+        plain = partial(_causal_sums, mapped, chunk_size=chunk_size)
+        kernel = partial(_kernel_sums, mapped, interpret=interpret)
+        run = kernel
+        if implementation == "flash" and not interpret:
+            run = partial(lax.platform_dependent, cuda=kernel, default=plain)
+        sums, state = run(tokens, state)
+        out = finish(sums)
     elif is_causal:
         out, state = _causal_sums(mapped, tokens, state, chunk_size, finish)
     else:  # the keys after i, by the same recurrence from the end
@@ -156,6 +178,8 @@ def linear_attention_step(
     out = out.reshape(*query.shape[:2], -1).astype(query.dtype)
     return out, LinearState(products, normalizer, state.segment)
 
+
+KERNELS = ("mosaic_gpu", "flash")
 
 # [batch, kv_heads, features, value_dim + 1], segment
 State = tuple[Array, Array | None]
@@ -270,6 +294,51 @@ def _chunk_sums(
     sums = weights @ v + reads @ total
     sums = sums.reshape(*sums.shape[:2], size, groups, sums.shape[-1])
     return sums, (kept + keys.swapaxes(2, 3) @ v, last)
+
+
+def _kernel_sums(
+    mapped: Callable[[Tokens], Tokens],
+    tokens: Tokens,
+    state: State,
+    *,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B T K G V"], State]:
+    """The same as `_causal_sums`, by a kernel; what came before is added to it."""
+    from jaxml.attention.flash.backends import gpu_interpreter
+    from jaxml.attention.flash.gpu_linear import causal_sums
+
+    wide = mapped(tokens)
+    q, k, v = (x.astype(tokens.query.dtype) for x in wide[:3])
+    batch, length, heads, groups, features = q.shape
+    how = gpu_interpreter() if interpret else None
+    flat = q.reshape(batch, length, heads * groups, features)
+    sums = causal_sums(flat, k, v, False, how).reshape(*q.shape[:4], -1)
+    before = jnp.einsum("btkgf,bkfv->btkgv", wide.query, state[0])
+    after = state[0] + jnp.einsum("btkf,btkv->bkfv", wide.key, wide.value)
+    return sums + before, (after, state[1])
+
+
+def _check_kernel(
+    name: str | None,
+    interpret: bool,
+    query: Array,
+    segment_ids: Array | None,
+    tokens: Tokens,
+    mapped: Callable[[Tokens], Tokens],
+) -> None:
+    from jaxml.attention.flash.gpu_linear import MOST
+
+    like = jax.eval_shape(mapped, tokens)
+    sizes = like.key.shape[-1], like.value.shape[-1]
+    fits = query.dtype in (jnp.bfloat16, jnp.float16) and max(sizes) <= MOST
+    if segment_ids is not None or not fits:
+        raise ValueError(
+            f"{name} takes bfloat16 or float16 without segments, up to {MOST} features "
+            f"and {MOST - 1} of a value, got {query.dtype}, {sizes[0]} and "
+            f"{sizes[1] - 1}{'' if segment_ids is None else ', and segments'}"
+        )
+    if name == "mosaic_gpu" and not interpret and jax.default_backend() != "gpu":
+        raise ValueError(f"{name} runs on gpu, got {jax.default_backend()}")
 
 
 def _full_sums(

@@ -8,7 +8,8 @@ Query i stands at position i + offset among the keys, and sees key j where all h
 
 `visible` answers for one tile from its positions, so that no matrix of the whole is ever
 made; `occupied` answers for all tiles at once, from their corners, so that empty tiles
-are never computed. It may call an empty tile occupied, never the reverse.
+are never computed. It may call an empty tile occupied, never the reverse. `filled` answers
+the opposite question, in which tiles nothing is hidden, and errs to the other side.
 
 The trap is a causal mask of unequal lengths: the corner in which the triangle starts is a
 choice. Offset 0 aligns the first query with the first key, keys - queries the last with
@@ -108,6 +109,35 @@ def occupied(
         low, high = rows.segment.min(1)[:, None], rows.segment.max(1)[:, None]
         result &= columns.segment.max(1)[None, :] >= low
         result &= columns.segment.min(1)[None, :] <= high
+    return result
+
+
+def filled(
+    spec: Spec, limits: Limits, rows: Rows, columns: Columns
+) -> Bool[Array, "tall wide"]:
+    """Whether every query of a row of tiles sees every key of a column of tiles.
+
+    Args:
+        spec: the window.
+        limits: of the sample.
+        rows: number and segment of all queries, [tall, rows of a tile].
+        columns: of all keys, [wide, columns of a tile].
+    """
+    top, bottom = rows.number[:, :1], rows.number[:, -1:]
+    first, last = columns.number[None, :, 0], columns.number[None, :, -1]
+    result = jnp.ones((top.shape[0], first.shape[1]), bool)
+    if spec.left is not None:
+        result &= first >= bottom + limits.offset - spec.left
+    if spec.right is not None:
+        result &= last <= top + limits.offset + spec.right
+    if limits.num_queries is not None:
+        result &= bottom < limits.num_queries
+    if limits.num_keys is not None:
+        result &= last < limits.num_keys
+    if rows.segment is not None and columns.segment is not None:
+        low, high = rows.segment.min(1)[:, None], rows.segment.max(1)[:, None]
+        result &= (low == columns.segment.min(1)[None, :]) & (low == high)
+        result &= high == columns.segment.max(1)[None, :]
     return result
 
 
