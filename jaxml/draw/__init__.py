@@ -14,7 +14,9 @@
 | `save_embedding` | features in the plane by PCA or t-SNE, coloured by class |
 | `save_exponents` | what half precision makes of gradients, a histogram |
 | `save_boundary` | regions of a classifier in the plane |
+| `save_functions`, `save_surfaces` | functions of one number or two, side by side |
 | `save_graph` | boxes and arrows: a graph of operations |
+| `save_tree` | a decision tree: questions, answers, the way of missing values |
 | `save_bars` | one number per method, with its seeds |
 | `save_table` | several numbers per method, the best in bold |
 
@@ -36,9 +38,12 @@ from jaxml.draw.depth_map import save_depth_map as save_depth_map
 from jaxml.draw.detections import save_detections as save_detections
 from jaxml.draw.embedding import save_embedding as save_embedding
 from jaxml.draw.exponents import save_exponents as save_exponents
+from jaxml.draw.functions import save_functions as save_functions
+from jaxml.draw.functions import save_surfaces as save_surfaces
 from jaxml.draw.graph import save_graph as save_graph
 from jaxml.draw.heat_map import save_heat_map as save_heat_map
 from jaxml.draw.image_sheet import save_image_sheet as save_image_sheet
 from jaxml.draw.key_points import save_key_points as save_key_points
 from jaxml.draw.point_cloud import save_point_cloud as save_point_cloud
 from jaxml.draw.segmentation import save_segmentation as save_segmentation
+from jaxml.draw.tree import save_tree as save_tree

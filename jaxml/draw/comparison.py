@@ -51,7 +51,8 @@ def save_bars(
         _draw_bar(ax, i, row, spec, bool(highlight), name in highlight)
     low, high = ax.get_xlim()
     if low < 0:  # room for the numbers of the negative bars
-        ax.set_xlim(low - 0.2 * (high - low), high)
+        room = 0.45 if max(row.size for row in runs.values()) > 1 else 0.2
+        ax.set_xlim(low - room * (high - low), high)
     ax.set_yticks(range(len(runs)), list(runs), fontsize=10, color=INK)
     ax.set_ylim(len(runs) - 0.5, -0.5)
     ax.axvline(0, color=FAINT, linewidth=0.8)

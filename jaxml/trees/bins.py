@@ -74,6 +74,7 @@ def make_bins(
     axis_name: str | None = None,
     *,
     has_missing: bool = True,
+    categorical: tuple[int, ...] = (),
 ) -> Bins:
     """Cuts the columns at quantiles and bins their values.
 
@@ -84,6 +85,7 @@ def make_bins(
         axis_name: mesh axis over which the rows are split; all of them are gathered to
             find the cuts.
         has_missing: False where no value is NaN, which saves a bin.
+        categorical: columns of categories 0, 1, ... below `max_bin`, one to a bin.
 
     >>> bins = make_bins(jnp.array([[3.0], [1.0], [jnp.nan], [1.0]]), max_bin=4)
     >>> bins.index.tolist(), bins.cuts.round(2).tolist()
@@ -108,6 +110,12 @@ def make_bins(
             return _cut(column[order], mass[order], max_bin)
 
         found = lax.map(weighted, every)
+    if categorical:
+        which = jnp.asarray(categorical, jnp.int32)
+        most = jnp.max(jnp.nan_to_num(every[which], nan=-1.0), axis=1, keepdims=True)
+        code = jnp.arange(max_bin, dtype=jnp.float32)[None, :]
+        ends = jnp.where(code <= most, code + 1, jnp.inf)
+        found = jnp.asarray(found[0]).at[which].set(ends), found[1]
     return assign(columns, *found, has_missing=has_missing)
 
 

@@ -25,7 +25,9 @@ from jax import lax
 from jaxml.trees.growth import draw_columns
 from jaxml.trees.objectives import Objective
 from jaxml.trees.quantiles import grouped_quantile
+from jaxml.trees.ranking import Groups, lambdas
 from jaxml.trees.tree import Tree, leaf_index
+from jaxml.trees.vector_leaves import Leaves, channels_of
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 Grow = Callable[[Array, Array, PRNGKeyArray], tuple[Tree, Array]]
@@ -35,9 +37,33 @@ Grow = Callable[[Array, Array, PRNGKeyArray], tuple[Tree, Array]]
 class Rows(NamedTuple):
     """The rows that this device holds."""
 
-    label: Float[Array, " rows"]
+    label: Float[Array, "rows *targets"]
     weight: Float[Array, " rows"] | None
     base: Float[Array, "rows outputs"]
+    groups: Groups | None = None
+
+    def derivatives(
+        self,
+        objective: Objective,
+        margin: Float[Array, "rows outputs"],
+        round_: Int[Array, ""],
+        scale_pos_weight: Float[Array, ""],
+    ) -> tuple[Float[Array, "rows outputs"], Float[Array, "rows outputs"]]:
+        """Gradient and Hessian of every row, with its weight."""
+        if objective.ranking is not None and self.groups is not None:
+            score, label = margin[:, 0], self.label
+            g, h = lambdas(objective.ranking, score, label, self.groups, round_)
+            return g[:, None], h[:, None]
+        g, h = objective.derivatives(margin, self.label)
+        weight = self.weights(scale_pos_weight)[:, None]
+        return g * weight, h * weight
+
+    def weights(self, scale_pos_weight: Float[Array, ""]) -> Float[Array, " rows"]:
+        """The weight of every row, that of its label among it."""
+        weight = jnp.ones(len(self.label), jnp.float32)
+        if self.label.ndim == 1:
+            weight = jnp.where(self.label == 1, scale_pos_weight, 1.0)
+        return weight if self.weight is None else weight * self.weight
 
 
 class Sampling(NamedTuple):
@@ -56,6 +82,29 @@ class Sampling(NamedTuple):
         total = n * lax.axis_size(self.axis_name)
         drawn = jax.random.uniform(key, (total,)) < self.subsample
         return lax.dynamic_slice(drawn, (lax.axis_index(self.axis_name) * n,), (n,))
+
+
+class Plan(NamedTuple):
+    """How a round goes.
+
+    Attributes:
+        sampling: of rows and columns.
+        num_columns: of the features.
+        num_parallel: trees of one round and output.
+        leaves: a tree for every output, or vectors at the leaves of one.
+        scale_pos_weight: weight of the rows of label 1.
+    """
+
+    sampling: Sampling
+    num_columns: int
+    num_parallel: int
+    leaves: Leaves
+    scale_pos_weight: Float[Array, ""]
+
+    def num_trees(self, objective: Objective) -> int:
+        """Trees of a round."""
+        each = objective.num_outputs if self.leaves == "scalar" else 1
+        return each * self.num_parallel
 
 
 class Dart(NamedTuple):
@@ -101,7 +150,7 @@ class Evaluation(NamedTuple):
     """Held-out rows, watched while boosting."""
 
     x: Float[Array, "held columns"]
-    label: Float[Array, " held"]
+    label: Float[Array, "held *targets"]
     weight: Float[Array, " held"]
     base: Float[Array, "held outputs"]
 
@@ -121,43 +170,52 @@ def grow_round(
     rows: Rows,
     margin: Float[Array, "rows outputs"],
     eta: Float[Array, ""],
-    sampling: Sampling,
-    num_columns: int,
-    num_parallel: int,
-    scale_pos_weight: Float[Array, ""],
+    plan: Plan,
+    round_: Int[Array, ""],
     key: PRNGKeyArray,
 ) -> tuple[Tree, Int[Array, "trees rows"]]:
     """The trees of one round, outputs by outputs, and their leaves of every row."""
-    g, h = objective.derivatives(margin, rows.label)
-    weight = jnp.where(rows.label == 1, scale_pos_weight, 1.0)
-    if rows.weight is not None:
-        weight = weight * rows.weight
-    g, h = g * weight[:, None], h * weight[:, None]
-    n, outputs = g.shape
+    sampling, num_parallel = plan.sampling, plan.num_parallel
+    g, h = rows.derivatives(objective, margin, round_, plan.scale_pos_weight)
+    n = len(g)
+    if plan.leaves == "whole":
+        H = objective.hessian(margin, rows.label) * objective.hessian_scale
+        H = H * rows.weights(plan.scale_pos_weight)[:, None, None]
+        every = jnp.eye(H.shape[1], dtype=bool)[None]
+        h = jnp.where(every, h[:, :, None], H)
     keys = jax.random.split(key, num_parallel)
 
     def one(index: Array) -> tuple[Tree, Array]:
         output, parallel = index // num_parallel, index % num_parallel
         row_key, tree_key = jax.random.split(keys[parallel])
         tree_key, column_key = jax.random.split(jax.random.fold_in(tree_key, output))
-        channels = jnp.stack((g[:, output], h[:, output]))
+        if plan.leaves == "scalar":
+            channels = jnp.stack((g[:, output], h[:, output]))
+        else:
+            channels = channels_of(g, h)
         counted = sampling.rows(row_key, n)
         if counted is not None:
             channels = jnp.where(counted[None], channels, 0)
-        every = jnp.ones((1, num_columns), bool)
+        every = jnp.ones((1, plan.num_columns), bool)
         available = draw_columns(column_key, every, sampling.bytree)[0]
         tree, leaf = grow(channels, available, tree_key)
         value = tree.value
         if objective.quantiles:
-            alpha = jnp.asarray(objective.quantiles, jnp.float32)[output]
-            residual = rows.label - margin[:, output]
-            best = grouped_quantile(
-                residual, leaf, len(value), alpha, rows.weight, counted
-            )[:, None]
+            alphas = jnp.asarray(objective.quantiles, jnp.float32)
+
+            def renewed(k: Array | int) -> Array:
+                residual = rows.label - margin[:, k]
+                return grouped_quantile(
+                    residual, leaf, len(value), alphas[k], rows.weight, counted
+                )
+
+            scalar = plan.leaves == "scalar"
+            which = [output] if scalar else range(len(objective.quantiles))
+            best = jnp.stack([renewed(k) for k in which], axis=1)
             value = jnp.where(jnp.isnan(best), value, best)
         return tree._replace(value=value * (eta / num_parallel)), leaf
 
-    count = outputs * num_parallel
+    count = plan.num_trees(objective)
     if count == 1:
         tree, leaf = one(jnp.int32(0))
         return jax.tree.map(lambda leaf: leaf[None], tree), leaf[None]
@@ -166,10 +224,13 @@ def grow_round(
 
 def add_trees(
     margin: Float[Array, "rows outputs"],
-    value: Float[Array, "trees rows"],
+    value: Float[Array, "trees rows width"],
     num_parallel: int,
 ) -> Float[Array, "rows outputs"]:
     """Adds what each tree says of each row, one tree after the other."""
+    if value.shape[2] > 1 or margin.shape[1] == 1:
+        return sum(value, start=margin)
+    value = value[..., 0]
     for index in range(len(value)):
         margin = jnp.asarray(margin).at[:, index // num_parallel].add(value[index])
     return margin
@@ -181,10 +242,7 @@ def boost(
     rows: Rows,
     eta: Float[Array, ""],
     num_rounds: int,
-    sampling: Sampling,
-    num_columns: int,
-    num_parallel: int,
-    scale_pos_weight: Float[Array, ""],
+    plan: Plan,
     key: PRNGKeyArray,
     evaluation: Evaluation | None = None,
     patience: int = 0,
@@ -196,7 +254,7 @@ def boost(
     `patience` too, rounds stop once that many have brought no better one, and the trees of
     the rounds that were not run are single leaves of value zero.
     """
-    per_round = objective.num_outputs * num_parallel
+    per_round, num_parallel = plan.num_trees(objective), plan.num_parallel
     n = len(rows.label)
 
     def trees_at(margin: Array, r: Array) -> tuple[Tree, Array]:
@@ -206,10 +264,8 @@ def boost(
             rows,
             margin,
             eta,
-            sampling,
-            num_columns,
-            num_parallel,
-            scale_pos_weight,
+            plan,
+            r,
             jax.random.fold_in(key, r),
         )
 
@@ -228,7 +284,7 @@ def boost(
 
         def run() -> tuple:
             trees, leaf = trees_at(margin, r)
-            told = jnp.take_along_axis(trees.value[..., 0], leaf, axis=1)
+            told = jnp.stack([trees.value[i][leaf[i]] for i in range(per_round)])
             after, loss = held_out(held, trees)
             return add_trees(margin, told, num_parallel), after, trees, loss
 
@@ -253,18 +309,7 @@ def boost(
         dropped = dart.draw(dart_key, weight, r * per_round)
         live = jnp.where(dropped, 0, weight)
         margin = rows.base + _by_output(live[:, None] * told, per_round, num_parallel)
-        trees, leaf = grow_round(
-            grow,
-            objective,
-            rows,
-            margin,
-            eta,
-            sampling,
-            num_columns,
-            num_parallel,
-            scale_pos_weight,
-            tree_key,
-        )
+        trees, leaf = grow_round(grow, objective, rows, margin, eta, plan, r, tree_key)
         new = jnp.take_along_axis(trees.value[..., 0], leaf, axis=1)
         old_scale, new_weight = dart.scales(jnp.sum(dropped), eta / per_round)
         weight = jnp.where(dropped, weight * old_scale, weight)
@@ -300,7 +345,7 @@ def _flat(trees: Tree) -> Tree:
 def mean_loss(
     objective: Objective,
     margin: Float[Array, "rows outputs"],
-    label: Float[Array, " rows"],
+    label: Float[Array, "rows *targets"],
     weight: Float[Array, " rows"],
 ) -> Float[Array, ""]:
     """The weighted mean of the objective's loss."""
@@ -309,8 +354,8 @@ def mean_loss(
     return jnp.average(jax.vmap(objective.loss)(margin, label), weights=weight)
 
 
-def _values(tree: Tree, x: Array) -> Float[Array, " rows"]:
-    return tree.value[leaf_index(tree, x), 0]
+def _values(tree: Tree, x: Array) -> Float[Array, "rows width"]:
+    return tree.value[leaf_index(tree, x)]
 
 
 def _by_output(told: Array, per_round: int, num_parallel: int) -> Array:

@@ -208,7 +208,7 @@ def _describe(total: Array, unit: Array, rule: Rule, bounds: Array | None) -> No
     with jax.enable_x64(True):
         sums = total * unit[:, None]
         value = rule.value(sums)
-        cover = sums[-1].astype(jnp.float32)
+        cover = rule.cover_of(sums)
     if bounds is not None:
         value = jnp.clip(value, bounds[:, 0][None], bounds[:, 1][None])
     return Nodes(value.T, cover)

@@ -104,6 +104,23 @@ def quantize_wide(
     return jnp.round(scaled).astype(jnp.int64), exponent
 
 
+@export("trees.fixed_point.snap", since="0.1")
+def snap(x: Float[Array, "channels rows"]) -> Float[Array, "channels rows"]:
+    """The nearest numbers on a grid on which float64 adds all rows without rounding.
+
+    For float32 numbers, to be called inside `jax.enable_x64(True)`. Whole numbers are
+    kept, as long as their sum is below 2^52; others err by 2^-52 of rows times the peak.
+
+    >>> with jax.enable_x64(True):
+    ...     snap(jnp.array([[1.0, 2.5, -3.0]], jnp.float32)).tolist()
+    [[1.0, 2.5, -3.0]]
+    """
+    peak = jnp.max(jnp.abs(x), axis=1, initial=0.0)
+    exponent = jnp.minimum(52 - x.shape[1].bit_length() - exponent_above(peak), 200)
+    grid = power_of_two(exponent, jnp.float64)[:, None]
+    return jnp.round(x.astype(jnp.float64) * grid) / grid
+
+
 @export("trees.fixed_point.exact_sum", since="0.1")
 def exact_sum(
     x: Float[Array, "channels rows"], axis_name: str | None = None

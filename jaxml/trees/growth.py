@@ -50,6 +50,8 @@ def assemble(
     gamma: Float[Array, ""] | float,
     *,
     prune: bool,
+    max_leaves: int = 0,
+    best_first: bool = False,
 ) -> tuple[Tree, Int[Array, " slots"]]:
     """A tree in heap order (children of i at 2i + 1 and 2i + 2), and the leaf of each slot.
 
@@ -60,6 +62,9 @@ def assemble(
         gamma: the least gain of a split.
         prune: whether `gamma` cuts afterwards, from the leaves up, so that a poor split
             stays above a good one; otherwise it has cut before, through the gains.
+        max_leaves: how many leaves the tree may have; 0 for as many as there are.
+        best_first: which splits are kept then: those that a search would come to which
+            always splits the leaf of the largest gain; otherwise the upper ones.
 
     Returns:
         the tree, and for each slot of the bottom the node that is its leaf.
@@ -77,6 +82,10 @@ def assemble(
             splits[d] = below = splits[d] & keep
         for d in range(1, len(levels)):  # nothing is below what was cut
             splits[d] = splits[d] & jnp.repeat(splits[d - 1], 2)
+    if max_leaves:
+        splits = _limit(
+            splits, [best.gain for _, best in levels], max_leaves, best_first
+        )
     leaf = jnp.zeros(1, jnp.int32)
     for d, split in enumerate(splits):
         first = 2 ** (d + 1) - 1 + 2 * jnp.arange(2**d, dtype=jnp.int32)
@@ -110,6 +119,34 @@ def assemble(
     return tree, leaf
 
 
+def _limit(
+    splits: list[Array], gains: list[Array], max_leaves: int, best_first: bool
+) -> list[Bool[Array, " slots"]]:
+    """The splits of a tree of so many leaves, level by level.
+
+    A node's best split does not depend on the others, so that the tree that grows best
+    first is a part of the one that grows level by level.
+    """
+    alive, gain = jnp.concatenate(splits), jnp.concatenate(gains)
+    ends = np.cumsum([len(split) for split in splits])[:-1]
+    if not best_first:
+        return jnp.split(alive & (jnp.cumsum(alive) < max_leaves), ends)
+    n = len(alive)
+
+    def step(_: Array, carry: tuple[jax.Array, jax.Array]) -> tuple[Array, Array]:
+        ready, kept = carry
+        at = jnp.argmax(jnp.where(ready, gain, -jnp.inf)).astype(jnp.int32)
+        children = 2 * at + 1 + jnp.arange(2, dtype=jnp.int32)
+        grown = ready.at[at].set(False).at[children].set(True, mode="drop") & alive
+        some = jnp.any(ready)
+        return jnp.where(some, grown, ready), kept.at[at].set(kept[at] | some)
+
+    ready = alive & (jnp.arange(n) == 0)
+    steps = min(max_leaves - 1, n)
+    _, kept = jax.lax.fori_loop(0, steps, step, (ready, jnp.zeros(n, bool)))
+    return jnp.split(kept, ends)
+
+
 class Columns(NamedTuple):
     """Which columns may be used, and how.
 
@@ -118,12 +155,18 @@ class Columns(NamedTuple):
         interaction: sets of columns that may meet on one path, or empty: all may.
         bylevel: share of the tree's columns that a level may use.
         bynode: share of the level's columns that a node may use.
+        categorical: columns whose values are categories, 0, 1 and so on; for bins only.
+        onehot_below: with fewer categories, one of them is split from the rest.
+        most_categories: how many of them a split tries on one side.
     """
 
     monotone: tuple[int, ...] = ()
     interaction: tuple[tuple[int, ...], ...] = ()
     bylevel: float = 1.0
     bynode: float = 1.0
+    categorical: tuple[int, ...] = ()
+    onehot_below: int = 4
+    most_categories: int = 64
 
     def together(
         self, path: Bool[Array, "slots columns"]

@@ -6,17 +6,16 @@ backend does in a nanosecond or two. Integer sums know no order: the trees are t
 for bit, for any order of the rows and any number of devices (`lax.psum` of the words).
 
 All rows are summed on every level. To sum the smaller child of each split alone and get the
-other by subtraction halves the scatters, but to gather its rows costs XLA's CPU backend
-more than that: 7.7 ms a level against 5.8 (100,000 rows, 28 columns, 32 nodes).
+other by subtraction halves the scatters, but to pick out its rows costs XLA's CPU backend
+what that saves: 3.7 ms a level against 4.0 (100,000 rows, 28 columns, 32 nodes, 30 % of the
+rows in the smaller children), and more where rows are gathered whole. Then one loop over the
+bins tries all candidates of all columns and nodes, a bin at a time.
 
 Candidates are tried as XGBoost does: bins ascending with missing values right, then, in
 nodes that have some, bins descending with missing values left; of equal gains the first.
 
 The trap: a word holds two channels, the second in its low half without a sign, so every
 second channel must not be negative (Hessians, weights and counts are not).
-
-With monotone constraints and missing values together a threshold now and then is another
-one than XGBoost's on the same cuts; otherwise the trees are equal.
 
 Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016,
 https://arxiv.org/abs/1603.02754 (algorithm 2).
@@ -26,11 +25,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxml.export import export
 from jaxml.trees.bins import Bins
+from jaxml.trees.categories import best_sets, holds, is_member
 from jaxml.trees.fixed_point import power_of_two, quantize
 from jaxml.trees.growth import (
     MIN_GAIN,
@@ -46,7 +45,7 @@ from jaxml.trees.rule import Rule
 from jaxml.trees.tree import Tree
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
-Table = Int[Array, "columns words slots bins"]
+Table = Int[Array, "columns words bins slots"]
 
 
 @export("trees.histogram.grow", since="0.1")
@@ -61,6 +60,8 @@ def grow(
     available: Bool[Array, " columns"] | None = None,
     key: PRNGKeyArray | None = None,
     axis_name: str | None = None,
+    max_leaves: int = 0,
+    best_first: bool = False,
 ) -> tuple[Tree, Int[Array, " rows"]]:
     """One tree, and the leaf of every row.
 
@@ -74,6 +75,8 @@ def grow(
         available: the columns that this tree may use.
         key: for the sampling of columns by level and node.
         axis_name: mesh axis over which the rows are split.
+        max_leaves: how many leaves the tree may have; 0 for as many as there are.
+        best_first: whether the splits that gain most are kept then, not the upper ones.
 
     Returns:
         the tree in heap order, and the node that is each row's leaf.
@@ -90,6 +93,8 @@ def grow(
         gamma=gamma,
         use=use,
         axis_name=axis_name,
+        max_leaves=max_leaves,
+        best_first=best_first,
     )
     return jax.jit(program, inline=True)(bins, channels, available, key)
 
@@ -105,6 +110,8 @@ def _grow(
     gamma: Float[Array, ""] | float,
     use: Columns,
     axis_name: str | None,
+    max_leaves: int,
+    best_first: bool,
 ) -> tuple[Tree, Int[Array, " rows"]]:
     rows, num_columns = bins.shape
     q, exponent = quantize(channels, axis_name)
@@ -124,7 +131,7 @@ def _grow(
         nodes = _describe(total, unit, rule, bounds)
         allowed = use.allowed(jax.random.fold_in(key, depth), available, path)
         splits, cut, left = _best_splits(
-            bins, table, total, unit, rule, allowed, bounds, use.monotone
+            bins, table, total, unit, rule, allowed, bounds, use
         )
         splits = splits._replace(
             gain=jnp.where(splits.gain >= gamma, splits.gain, -jnp.inf)
@@ -146,7 +153,9 @@ def _grow(
         path = jnp.repeat(path, 2, axis=0)
         alive = jnp.repeat(alive, 2)
     bottom = _describe(total, unit, rule, bounds)
-    tree, leaf = assemble(levels, bottom, 0.0, prune=False)
+    tree, leaf = assemble(
+        levels, bottom, 0.0, prune=False, max_leaves=max_leaves, best_first=best_first
+    )
     return tree, leaf[slot]
 
 
@@ -154,7 +163,7 @@ def _psum(x: Array, axis_name: str | None) -> Array:
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
-def _pack(q: Int[Array, "channels rows"]) -> Int[Array, "words rows"]:
+def _pack(q: Int[Array, "channels n"]) -> Int[Array, "words n"]:
     """Two channels to an int64: the first above 32 bits, the second, >= 0, below."""
     with jax.enable_x64(True):
         wide = jnp.pad(q.astype(jnp.int64), ((0, len(q) % 2), (0, 0)))
@@ -162,9 +171,12 @@ def _pack(q: Int[Array, "channels rows"]) -> Int[Array, "words rows"]:
 
 
 def _unpack(words: Array) -> Array:
-    """Channels [channels, ...] of words [words, ...], inside the wide scope."""
-    parts = jnp.stack((words >> 32, words & jnp.int64(2**32 - 1)), axis=1)
-    return parts.reshape(2 * len(words), *words.shape[1:])
+    """Channels [channels, ...] of words [words, ...], inside the wide scope.
+
+    No sum overflows 31 bits, so the halves are int32, which converts to float64 faster.
+    """
+    halves = (words >> 32).astype(jnp.int32), words.astype(jnp.int32)
+    return jnp.stack(halves, axis=1).reshape(2 * len(words), *words.shape[1:])
 
 
 def _sums_by_bin(
@@ -174,25 +186,39 @@ def _sums_by_bin(
     slots: int,
     axis_name: str | None,
 ) -> Table:
-    """Sums of the words by column, slot and bin; the missing bin is the last."""
+    """Sums of the words by column, bin and slot; the missing bin is the last."""
     stride = bins.stride
-    base = slot * stride
-    table = lax.map(
-        lambda index: _add(words, base + index.astype(jnp.int32), slots * stride),
-        bins.index,
-    )
+    size = slots * stride
+    # XLA checks places in their own type, which must hold the last of them.
+    kind = jnp.dtype(f"uint{next(bits for bits in (8, 16, 32) if size <= 2**bits)}")
+    within = slot.astype(kind)
+
+    def column(index: Array) -> Array:
+        place = index.astype(kind)
+        if slots > 1:
+            place = place * kind.type(slots) + within
+        return _add(words, place, size)
+
+    table = lax.map(column, bins.index)
     with jax.enable_x64(True):
         table = _psum(table, axis_name)
-    return table.reshape(len(bins.index), len(words), slots, stride)
+    return table.reshape(len(bins.index), len(words), stride, slots)
 
 
 def _add(
-    words: Int[Array, "words rows"], at: Int[Array, " rows"], size: int
+    words: Int[Array, "words rows"], place: Array, size: int
 ) -> Int[Array, "words places"]:
+    """Narrow unsigned places, as they are: half the bytes, and no test of the sign."""
+    scalars = lax.ScatterDimensionNumbers((), (0,), (0,))
     with jax.enable_x64(True):
         zero = jnp.zeros(size, jnp.int64)
-        add = zero.at[at].add
-        return jnp.stack([add(word, mode="promise_in_bounds") for word in words])
+        sums = [
+            lax.scatter_add(
+                zero, place[:, None], word, scalars, mode="promise_in_bounds"
+            )
+            for word in words
+        ]
+        return jnp.stack(sums)
 
 
 def _describe(
@@ -201,7 +227,7 @@ def _describe(
     with jax.enable_x64(True):
         sums = total * unit[:, None]
         value = rule.value(sums)
-        cover = sums[-1].astype(jnp.float32)
+        cover = rule.cover_of(sums)
     if bounds is not None:
         value = jnp.clip(value, bounds[:, 0][None], bounds[:, 1][None])
     return Nodes(value.T, cover)
@@ -215,109 +241,130 @@ def _best_splits(
     rule: Rule,
     allowed: Bool[Array, "slots columns"],
     bounds: Float[Array, "slots 2"] | None,
-    monotone: tuple[int, ...],
+    use: Columns,
 ) -> tuple[Splits, Int[Array, " slots"], Int[Array, "channels slots"]]:
-    """The best split of every slot, the last bin on its left, and the sums there."""
+    """The best split of every slot, the last bin on its left, and the sums there.
+
+    One loop over the bins, all columns and slots side by side. What is carried is the
+    largest key: the gain in its high half, and in its low half which candidate it is, the
+    earlier the larger.
+    """
     channels, slots = total.shape
+    width = bins.width
+    signs = jnp.asarray(use.monotone or (0,) * len(bins.cuts), jnp.int32)[:, None]
     with jax.enable_x64(True):
         sums = total * unit[:, None]
-        if bounds is not None:
-            own = jnp.clip(rule.value(sums), bounds[:, 0][None], bounds[:, 1][None])
-            score = rule.score_at(sums, own)
-        else:
+        own = rule.value(sums)
+        if bounds is None:
             score = rule.score(sums)
+        else:
+            own = jnp.clip(own, bounds[:, 0][None], bounds[:, 1][None])
+            score = rule.score_at(sums, own)
+        whole = sums[:, None]
+        shape = len(table), table.shape[1], slots
+        missing = jnp.zeros(shape, jnp.int64)
+        if bins.has_missing:
+            missing = table[:, :, width]
+            known = _pack(total)[None] - missing
+            some = jnp.any(missing != 0, axis=1)
 
-    def one(column: tuple[Array, ...]) -> tuple[Array, ...]:
-        words, cuts, lowest, may, sign = column
+        def gain(words: Array, is_left: bool) -> Array:
+            side = _unpack(jnp.moveaxis(words, 1, 0))[:channels]
+            side = side.astype(jnp.float64) * unit[:, None, None]
+            left, right = (side, whole - side) if is_left else (whole - side, side)
+            if bounds is None:
+                return gain_of(rule, left, right, score[None])
+            limits = bounds[:, 0][None], bounds[:, 1][None]
+            return gain_of(rule, left, right, score[None], limits, signs[None])
+
+        def step(b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            before, best = carry
+            prefix = before + table[:, :, b]
+            best = jnp.maximum(best, _key(gain(prefix, True), 2 * width - b))
+            if bins.has_missing:  # bins from b on go right, and the missing ones left
+                backward = jnp.where(some, gain(known - before, False), -jnp.inf)
+                best = jnp.maximum(best, _key(backward, b))
+            return prefix, best
+
+        none = _key(jnp.full((len(table), slots), -jnp.inf, jnp.float32), 0)
+        start = jnp.zeros(shape, jnp.int64), none
+        _, best = lax.fori_loop(0, width, step, start)
+        top, rank = _gain_and_rank(best)
+        default_left = rank <= width
+        at = jnp.where(default_left, rank - 1, 2 * width - rank)
+    threshold = jnp.take_along_axis(bins.cuts, at.clip(0), axis=1)
+    threshold = jnp.where(at >= 0, threshold, bins.lowest[:, None])
+    sets = None
+    words = jnp.zeros((*top.shape, 0), jnp.uint32)
+    if use.categorical:
+        where = jnp.asarray(use.categorical, jnp.int32)
         with jax.enable_x64(True):
-            by_bin = _unpack(words)[:channels].astype(jnp.float64)
-            present = by_bin[..., : bins.width]
-            prefix = _prefix_sums(present)
-            whole = (total * 1.0)[..., None]
-            missing = total - prefix[..., -1]
-            scale = unit[:, None, None]
+            halves = lambda w: _unpack(jnp.moveaxis(w, 1, 0))[:channels]  # noqa: E731
+            by_bin = halves(table[where][:, :, :width]).astype(jnp.int64)
+            astray = halves(missing[where]).astype(jnp.int64)
 
-            def gain(left: Array, right: Array) -> Array:
-                parent = score[:, None]
-                left, right = left * scale, right * scale
-                if bounds is None:
-                    return gain_of(rule, left, right, parent)
-                limits = bounds[:, 0][:, None], bounds[:, 1][:, None]
-                return gain_of(rule, left, right, parent, limits, sign)
+            def of_set(right: Array) -> Array:
+                ones = (1,) * (right.ndim - 2)
+                spread = lambda a: a.reshape(*a.shape[:-1], *ones, slots)  # noqa: E731
+                right = right * unit.reshape(-1, *(1,) * (right.ndim - 1))
+                limits = None
+                if bounds is not None:
+                    limits = spread(bounds[:, 0]), spread(bounds[:, 1])
+                left = spread(sums) - right
+                return gain_of(rule, left, right, spread(score), limits, jnp.int32(0))
 
-            forward = gain(prefix, whole - prefix)
-            top, at = _first_max(forward)
-
-            def both_ways() -> tuple[Array, Array, Array]:
-                # Bins from i on go right, and the missing ones left.
-                right = prefix[..., -1:] - prefix + present
-                backward = jnp.flip(gain(whole - right, right), axis=-1)
-                some = jnp.any(missing != 0, axis=0)
-                other, place = _first_max(jnp.where(some[:, None], backward, -jnp.inf))
-                left_is = other > top
-                place = bins.width - 2 - place
-                return (
-                    jnp.maximum(other, top),
-                    jnp.where(left_is, place, at),
-                    left_is,
-                )
-
-            def one_way() -> tuple[Array, Array, Array]:
-                return top, at, jnp.zeros(slots, bool)
-
-            best, at, default_left = lax.cond(jnp.any(missing != 0), both_ways, one_way)
-            best = jnp.where(may, best, -jnp.inf)
-            inside = jnp.take_along_axis(prefix, at.clip(0)[None, :, None], axis=2)
-            left = jnp.where(at >= 0, inside[..., 0], 0)
-            left = left + jnp.where(default_left, missing, 0)
-            left = left.astype(jnp.int64)
-        threshold = jnp.where(at >= 0, cuts[at.clip(0)], lowest)
-        return best, threshold, default_left, at, left
-
-    signs = jnp.asarray(monotone or (0,) * len(bins.cuts), jnp.int32)
-    given = table, bins.cuts, bins.lowest, allowed.T, signs
-    best, threshold, default_left, at, left = lax.map(one, given)
-    feature = jnp.arange(len(best), dtype=jnp.int32)[:, None]
-    every = jnp.broadcast_to(feature, best.shape)
-    empty = jnp.zeros((*best.shape, 0), jnp.uint32)
-    splits = best_column(Splits(best, every, threshold, default_left, empty))
+            sets = best_sets(
+                by_bin,
+                astray,
+                jnp.sum(jnp.isfinite(bins.cuts[where]), axis=1).astype(jnp.int32),
+                of_set,
+                rule,
+                unit,
+                use.onehot_below,
+                use.most_categories,
+            )
+        top = jnp.asarray(top).at[where].set(sets.gain)
+        default_left = jnp.asarray(default_left).at[where].set(sets.default_left)
+        threshold = threshold.at[where].set(jnp.inf)
+        words = jnp.zeros((*top.shape, sets.words.shape[-1]), jnp.uint32)
+        words = words.at[where].set(sets.words)
+    top = jnp.where(allowed.T, top, -jnp.inf)
+    column = jnp.arange(len(top), dtype=jnp.int32)[:, None]
+    every = jnp.broadcast_to(column, top.shape)
+    splits = best_column(Splits(top, every, threshold, default_left, words))
     each = jnp.arange(slots, dtype=jnp.int32)
+    cut = at[splits.feature, each]
     with jax.enable_x64(True):
-        return splits, at[splits.feature, each], left[splits.feature, :, each].T
+        by_bin = table[splits.feature, :, :width, each]
+        inside = jnp.arange(width, dtype=jnp.int32)[None, :] <= cut[:, None]
+        left = jnp.sum(jnp.where(inside[:, None], by_bin, 0), axis=2)
+        astray = missing[splits.feature, :, each]
+        left = left + jnp.where(splits.default_left[:, None], astray, 0)
+        left = _unpack(left.T)[:channels].astype(jnp.int64)
+        if sets is not None:
+            order = (
+                jnp.zeros(len(top), jnp.int32)
+                .at[where]
+                .set(jnp.arange(len(use.categorical), dtype=jnp.int32))
+            )
+            others = total - sets.right[:, order[splits.feature], each]
+            by_set = is_member(use.categorical, len(top))[splits.feature]
+            left = jnp.where(by_set[None], others, left)
+        return splits, cut, left
 
 
-def _first_max(gain: Float[Array, "slots bins"]) -> tuple[Array, Array]:
-    """The largest of each row and where it is first, faster than by argmax."""
-    top = jnp.max(gain, axis=-1)
-    place = lax.broadcasted_iota(jnp.int32, gain.shape, 1)
-    tied = gain == top[:, None]
-    return top, jnp.min(jnp.where(tied, place, gain.shape[1] - 1), axis=-1)
+def _key(gain: Float[Array, "columns slots"], rank: Array | int) -> Array:
+    """An int64 that grows with the gain, and among equal ones with the rank."""
+    bits = lax.bitcast_convert_type(gain, jnp.int32)
+    bits = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+    return (bits.astype(jnp.int64) << 32) | jnp.asarray(rank, jnp.int64)
 
 
-@jax.custom_batching.custom_vmap
-def _prefix_sums(x: Float[Array, "*batch bins"]) -> Float[Array, "*batch bins"]:
-    """Sums up to and with each bin, of integers in float64: exact in any order.
-
-    Products with triangles of ones, within blocks and over them, for XLA's own prefix sum
-    of a long axis costs ten times as much here.
-    """
-    bins = x.shape[-1]
-    block = max(int(np.sqrt(bins)), 1)
-    blocks = -(-bins // block)
-    edges = [(0, 0)] * (x.ndim - 1)
-    padded = jnp.pad(x, [*edges, (0, blocks * block - bins)])
-    padded = padded.reshape(*x.shape[:-1], blocks, block)
-    within = padded @ jnp.triu(jnp.ones((block, block), x.dtype))
-    before = within[..., -1] @ jnp.triu(jnp.ones((blocks, blocks), x.dtype), k=1)
-    return (within + before[..., None]).reshape(*x.shape[:-1], -1)[..., :bins]
-
-
-@_prefix_sums.def_vmap
-def _(axis_size: int, in_batched: list[bool], x: Array) -> tuple[Array, bool]:
-    """One more leading axis; `jax.vmap` alone would narrow the products to float32."""
-    del axis_size, in_batched
-    with jax.enable_x64(True):
-        return _prefix_sums(x), True
+def _gain_and_rank(key: Array) -> tuple[Array, Array]:
+    bits = (key >> 32).astype(jnp.int32)
+    bits = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+    gain = lax.bitcast_convert_type(bits, jnp.float32)
+    return gain, (key & jnp.int64(2**32 - 1)).astype(jnp.int32)
 
 
 def _goes_right(
@@ -334,7 +381,11 @@ def _goes_right(
         bins.index.reshape(-1).at[at].get(mode="promise_in_bounds").astype(jnp.int32)
     )
     right = index > jnp.where(alive, cut, bins.width)[slot]
+    if splits.categories.shape[1]:
+        by_set = jnp.any(splits.categories != 0, axis=1) & alive
+        right = jnp.where(by_set[slot], holds(splits.categories, slot, index), right)
     if not bins.has_missing:
         return right.astype(jnp.int32)
     stay = (splits.default_left | ~alive)[slot]
-    return (right & ~((index == bins.width) & stay)).astype(jnp.int32)
+    lost = index == bins.width
+    return jnp.where(lost, ~stay, right).astype(jnp.int32)

@@ -6,7 +6,7 @@ each weight in turn, along the quadratic model that the steps before have left:
     w_j <- w_j - eta soft(sum g x_j + lambda w_j, alpha) / (sum h x_j^2 + lambda)
 
 The trap: penalties are per unit of row weight, so they are multiplied by its sum; missing
-features count as zero.
+features count as zero; and XGBoost starts every output from the first one's base score.
 
 Reference: Friedman, Hastie, Tibshirani, "Regularization Paths for Generalized Linear Models
 via Coordinate Descent", Journal of Statistical Software 2010,
@@ -79,6 +79,11 @@ def descend(
 
     start = jnp.zeros((x.shape[1] + 1, base.shape[1]), jnp.float32)
     return lax.scan(one_round, start, length=num_rounds)[0]
+
+
+def one_start(start: Float[Array, " outputs"]) -> Float[Array, " outputs"]:
+    """The margins that XGBoost starts a linear model from: the first one's, for all."""
+    return jnp.broadcast_to(start[:1], start.shape)
 
 
 def coordinate_step(

@@ -25,11 +25,13 @@ import numpy as np
 
 from jaxml.export import export
 from jaxml.trees import ubjson
+from jaxml.trees.linear import one_start
 from jaxml.trees.model import Model
 from jaxml.trees.objectives import NAMES, Objective, objective
+from jaxml.trees.ranking import Ranking
 from jaxml.trees.tree import Tree, compact, stack
+from jaxml.trees.tree_files import read_tree, tree_document
 
-NO_PARENT = 2**31 - 1
 VERSION = [3, 2, 0]
 File = str | os.PathLike[str]
 
@@ -131,7 +133,7 @@ def _booster(model: Model) -> dict[str, Any]:
             "iteration_indptr": indptr,
             "tree_info": [int(g) for g in model.group],
             "trees": [
-                _tree_document(i, compact(tree), float(model.eta), model.num_features)
+                tree_document(i, compact(tree), float(model.eta), model.num_features)
                 for i, tree in enumerate(forest)
             ],
         },
@@ -141,45 +143,6 @@ def _booster(model: Model) -> dict[str, Any]:
         return gbtree
     weights = [float(w) for w in model.weight]
     return {"gbtree": gbtree, "name": "dart", "weight_drop": weights}
-
-
-def _tree_document(index: int, tree: Tree, eta: float, columns: int) -> dict[str, Any]:
-    n = len(tree.left)
-    inner = tree.left > 0
-    value = tree.value[:, 0].astype(np.float32)
-    parents = np.full(n, NO_PARENT, np.int32)
-    (nodes,) = np.nonzero(inner)
-    parents[tree.left[nodes]] = parents[tree.left[nodes] + 1] = nodes
-    by_category = inner & (tree.categories != 0).any(axis=1)
-    sets = [
-        np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
-        for words in np.ascontiguousarray(tree.categories[by_category], np.uint32)
-    ]
-    sizes = np.array([len(s) for s in sets], np.int64)
-    condition = np.where(inner, tree.threshold, value)
-    return {
-        "base_weights": np.where(inner, value / np.float32(eta), value),
-        "categories": np.concatenate([*sets, []]).astype(np.int32),
-        "categories_nodes": np.flatnonzero(by_category).astype(np.int32),
-        "categories_segments": np.cumsum(sizes) - sizes,
-        "categories_sizes": sizes,
-        "default_left": tree.default_left.astype(np.uint8),
-        "id": index,
-        "left_children": np.where(inner, tree.left, -1).astype(np.int32),
-        "loss_changes": tree.gain.astype(np.float32),
-        "parents": parents,
-        "right_children": np.where(inner, tree.left + 1, -1).astype(np.int32),
-        "split_conditions": np.where(by_category, np.nan, condition).astype(np.float32),
-        "split_indices": tree.feature.astype(np.int32),
-        "split_type": by_category.astype(np.uint8),
-        "sum_hessian": tree.cover.astype(np.float32),
-        "tree_param": {
-            "num_deleted": "0",
-            "num_feature": str(columns),
-            "num_nodes": str(n),
-            "size_leaf_vector": "1",
-        },
-    }
 
 
 def _plain(value: Any) -> Any:
@@ -232,6 +195,7 @@ def _model(document: Mapping[str, Any]) -> Model:
         "booster": name,
     }
     if name == "gblinear":
+        common["start"] = one_start(common["start"])
         return _read_linear(booster["model"], columns, goal, common)
     weight = None
     if name == "dart":
@@ -257,7 +221,7 @@ def _model(document: Mapping[str, Any]) -> Model:
             f"weight_drop must be of {len(group)} trees, got {weight.shape}"
         )
     return Model(
-        trees=stack([_read_tree(tree, columns) for tree in body["trees"]]),
+        trees=stack([read_tree(tree, columns) for tree in body["trees"]]),
         group=jnp.asarray(group),
         weight=jnp.asarray(weight),
         losses=jnp.full(len(group) // per_round, jnp.nan, jnp.float32),
@@ -280,6 +244,15 @@ def _read_objective(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Obje
     if "quantile_alpha" in settings:
         text = settings["quantile_alpha"].strip("[]()").replace(" ", "")
         options["quantile_alpha"] = tuple(float(a) for a in text.split(",") if a)
+    if "lambdarank_pair_method" in settings:
+        pairs = int(settings["lambdarank_num_pair_per_sample"])
+        options["ranking"] = Ranking(
+            pair_method=settings["lambdarank_pair_method"],
+            num_pair=None if pairs >= 2**32 - 1 else pairs,
+            normalize=settings["lambdarank_normalization"] == "1",
+            score_normalize=settings["lambdarank_score_normalization"] == "1",
+            exp_gain=settings["ndcg_exp_gain"] == "1",
+        )
     return objective(name, **options)
 
 
@@ -321,75 +294,3 @@ def no_trees(**fields: Any) -> Model:
         trees_per_round=1,
         **fields,
     )
-
-
-def _read_tree(entry: Mapping[str, Any], columns: int) -> Tree:
-    n = int(entry["tree_param"]["num_nodes"])
-    if int(entry["tree_param"].get("size_leaf_vector", 1)) > 1:
-        raise ValueError("trees must have one output each, got leaves of vectors")
-
-    def read(name: str, dtype: type) -> np.ndarray:
-        array = np.asarray(entry[name])
-        if array.shape != (n,) or array.dtype.kind not in "iufb":
-            raise ValueError(f"{name} must be {n} numbers, got shape {array.shape}")
-        return array.astype(dtype)
-
-    left, right = read("left_children", np.int64), read("right_children", np.int64)
-    order, seen = [0], {0}
-    for node in order:  # breadth first; grows as children are met
-        if left[node] == -1:
-            continue
-        for child in (int(left[node]), int(right[node])):
-            if not 0 < child < n or child in seen:
-                raise ValueError(f"children must be a tree's, got {child} under {node}")
-            seen.add(child)
-            order.append(child)
-    old = np.array(order)
-    new = np.full(n + 1, -1, np.int64)
-    new[old] = np.arange(len(old))
-    inner = left[old] != -1
-    condition = read("split_conditions", np.float32)[old]
-    feature = np.where(inner, read("split_indices", np.int64)[old], 0)
-    if not ((feature >= 0) & (feature < columns)).all():
-        raise ValueError(f"split_indices must be below {columns}")
-    if not np.isfinite(condition[~inner]).all():
-        raise ValueError("values of leaves must be finite")
-    words, by_category = _read_categories(entry, n)
-    words, by_category = words[old], by_category[old]
-    value = np.where(inner, read("base_weights", np.float32)[old], condition)
-    return Tree(
-        feature=feature.astype(np.int32),
-        # A set of categories that is empty sends every row left, as nothing is in it.
-        threshold=np.where(
-            by_category, np.float32(np.inf), np.where(inner, condition, 0)
-        ).astype(np.float32),
-        default_left=read("default_left", bool)[old] & inner,
-        left=np.where(inner, new[left[old]], 0).astype(np.int32),
-        value=value.astype(np.float32)[:, None],
-        gain=read("loss_changes", np.float32)[old],
-        cover=read("sum_hessian", np.float32)[old],
-        categories=words,
-    )
-
-
-def _read_categories(entry: Mapping[str, Any], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The words of every node, and which nodes split by category."""
-    nodes = np.asarray(entry.get("categories_nodes", []), np.int64)
-    by_category = np.zeros(n, bool)
-    if not len(nodes):
-        return np.zeros((n, 0), np.uint32), by_category
-    codes = np.asarray(entry["categories"], np.int64)
-    if len(codes) and not 0 <= codes.min() <= codes.max() < 2**16:
-        raise ValueError("categories must be in [0, 65536)")
-    starts = np.asarray(entry["categories_segments"], np.int64)
-    sizes = np.asarray(entry["categories_sizes"], np.int64)
-    if not (len(starts) == len(sizes) == len(nodes)) or len(nodes) > n:
-        raise ValueError("categories_nodes, _segments and _sizes must have one length")
-    words = np.zeros((n, (int(codes.max(initial=0)) >> 5) + 1), np.uint32)
-    for node, start, size in zip(nodes, starts, sizes, strict=True):
-        if not 0 <= node < n or not 0 <= start <= start + size <= len(codes):
-            raise ValueError(f"categories of node {node} must lie within the file's")
-        for code in codes[start : start + size]:
-            words[node, code >> 5] |= np.uint32(1 << (code & 31))
-        by_category[node] = True
-    return words, by_category

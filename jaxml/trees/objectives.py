@@ -19,7 +19,8 @@ https://doi.org/10.1214/aos/1013203451 (leaves of absolute error, section 4.3).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import jax
@@ -28,13 +29,15 @@ import numpy as np
 from jax import lax
 
 from jaxml.export import export
+from jaxml.trees import row_losses
 from jaxml.trees.fixed_point import exact_sum
 from jaxml.trees.quantiles import quantile
+from jaxml.trees.ranking import Ranking
 from jaxml.typing import Array, Float
 
 Margin = Float[Array, "..."]
-Start = Literal["mean", "quantile", "class", "newton"]
-EPS = 1e-6
+Start = Literal["mean", "quantile", "class", "newton", "zero"]
+EPS = row_losses.EPS
 
 
 def _identity(x: Array) -> Array:
@@ -56,10 +59,11 @@ class Objective:
         hessian_scale: factor of the second derivative.
         hessian_floor: the least Hessian of a row of weight one.
         start: what boosting starts from: the mean label through `to_margin`, a quantile of
-            the labels, the class frequencies, or one Newton step from zero.
+            the labels, the class frequencies, one Newton step from zero, or zero.
         quantiles: one per output; leaves become this quantile of their residuals.
         labels: least and greatest label; `open` says which of the two is forbidden.
         settings: the group of parameters in XGBoost's files, and its entries.
+        ranking: what queries are ranked for; `derivatives` then are `ranking.lambdas`.
     """
 
     loss: Callable[[Margin, Float[Array, ""]], Float[Array, ""]]
@@ -74,6 +78,7 @@ class Objective:
     labels: tuple[float, float] = (-float("inf"), float("inf"))
     open: tuple[bool, bool] = (True, True)
     settings: tuple[str, tuple[tuple[str, str], ...]] = ("", ())
+    ranking: Ranking | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -81,7 +86,7 @@ class Objective:
         return self.outputs or 1
 
     def derivatives(
-        self, margin: Float[Array, "rows outputs"], label: Float[Array, " rows"]
+        self, margin: Float[Array, "rows outputs"], label: Float[Array, "rows *targets"]
     ) -> tuple[Float[Array, "rows outputs"], Float[Array, "rows outputs"]]:
         """Gradient and diagonal Hessian of every row, before its weight."""
         if self.outputs is None:
@@ -94,7 +99,7 @@ class Objective:
         return g, jnp.maximum(h * self.hessian_scale, self.hessian_floor)
 
     def hessian(
-        self, margin: Float[Array, "rows outputs"], label: Float[Array, " rows"]
+        self, margin: Float[Array, "rows outputs"], label: Float[Array, "rows *targets"]
     ) -> Float[Array, "rows outputs outputs"]:
         """The full Hessian of every row, before scale and floor."""
         if self.outputs is None:
@@ -116,96 +121,6 @@ def _diagonal(loss: Callable, margin: Array, label: Array) -> tuple[Array, Array
     return g, h
 
 
-def _with_slope(loss: Callable, slope: Callable, bend: Callable) -> Callable:
-    """`loss` with derivatives by m in closed form, where autodiff's would cancel."""
-
-    @jax.custom_jvp
-    def first(m: Array, y: Array) -> Array:
-        return slope(m, y)
-
-    @first.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-        return first(*primals), bend(*primals) * tangents[0]
-
-    @jax.custom_jvp
-    def whole(m: Array, y: Array) -> Array:
-        return loss(m, y)
-
-    @whole.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-        return whole(*primals), first(*primals) * tangents[0]
-
-    return whole
-
-
-def _logistic_bend(m: Array, y: Array) -> Array:
-    p = jax.nn.sigmoid(m)
-    return p * (1 - p)
-
-
-_logistic = _with_slope(
-    lambda m, y: jnp.logaddexp(m, 0.0) - y * m,
-    lambda m, y: jax.nn.sigmoid(m) - y,
-    _logistic_bend,
-)
-
-
-@cache
-def _pseudo_huber(delta: float) -> Callable:
-    def root(m: Array, y: Array) -> Array:
-        return jnp.sqrt(1 + ((m - y) / delta) ** 2)
-
-    return _with_slope(
-        lambda m, y: delta**2 * (root(m, y) - 1),
-        lambda m, y: (m - y) / root(m, y),
-        lambda m, y: 1 / root(m, y) ** 3,
-    )
-
-
-def _squared(m: Array, y: Array) -> Array:
-    return 0.5 * (m - y) ** 2
-
-
-def _squared_log(m: Array, y: Array) -> Array:
-    return 0.5 * (jnp.log1p(jnp.maximum(m, -1 + EPS)) - jnp.log1p(y)) ** 2
-
-
-def _poisson(m: Array, y: Array) -> Array:
-    return jnp.exp(m) - y * m
-
-
-def _gamma(m: Array, y: Array) -> Array:
-    return m + y * jnp.exp(-m)
-
-
-def _tweedie(power: float, m: Array, y: Array) -> Array:
-    low, high = 1 - power, 2 - power
-    return jnp.exp(high * m) / high - (y * jnp.exp(low * m) / low if low else y * m)
-
-
-def _absolute(m: Array, y: Array) -> Array:
-    return jnp.abs(m - y)
-
-
-def _pinball(quantiles: tuple[float, ...], m: Array, y: Array) -> Array:
-    d, q = m - y, jnp.asarray(quantiles, m.dtype)
-    return jnp.sum(jnp.where(d >= 0, (1 - q) * d, -q * d))
-
-
-def _softmax_loss(m: Array, y: Array) -> Array:
-    chosen = jnp.arange(len(m)) == y.astype(jnp.int32)
-    return jax.nn.logsumexp(m) - jnp.sum(jnp.where(chosen, m, 0))
-
-
-def _logit(p: Array) -> Array:
-    p = jnp.clip(p, EPS, 1 - EPS).astype(jnp.float32)
-    return -jnp.log(1 / p - 1)
-
-
-def _class_index(m: Array) -> Array:
-    return jnp.argmax(m, axis=-1).astype(jnp.float32)
-
-
 NAMES = (
     "reg:squarederror",
     "reg:squaredlogerror",
@@ -220,6 +135,9 @@ NAMES = (
     "binary:logitraw",
     "multi:softmax",
     "multi:softprob",
+    "rank:pairwise",
+    "rank:ndcg",
+    "rank:map",
 )
 """XGBoost's objectives that `objective` knows."""
 
@@ -233,6 +151,7 @@ def objective(
     tweedie_variance_power: float = 1.5,
     huber_slope: float = 1.0,
     max_delta_step: float = 0.7,
+    ranking: Ranking | None = None,
 ) -> Objective:
     """One of XGBoost's objectives, by its name there.
 
@@ -243,6 +162,7 @@ def objective(
         tweedie_variance_power: in [1, 2).
         huber_slope: where the pseudo-Huber loss turns from square to straight.
         max_delta_step: of "count:poisson", whose Hessian it multiplies by its exponential.
+        ranking: of the "rank:" objectives; its metric is that of the name.
 
     Raises:
         ValueError: if the name is unknown or a parameter is out of its range.
@@ -251,6 +171,8 @@ def objective(
     >>> float(g[0, 0]), float(h[0, 0])
     (-0.5, 0.25)
     """
+    if name in ("rank:pairwise", "rank:ndcg", "rank:map"):
+        return _ranker(name, (ranking or Ranking())._replace(metric=name[5:]))
     found = _objective(
         name,
         num_class,
@@ -277,6 +199,57 @@ def objective(
     return replace(found, settings=(group, ((key, value),) if group else ()))
 
 
+@export("trees.objectives.non_crossing", since="0.1")
+def non_crossing(quantile_alpha: tuple[float, ...]) -> Objective:
+    """Quantile losses whose predictions never cross: they are put in order.
+
+    In order they are never farther from the true quantiles, in any norm, than they were.
+
+    Args:
+        quantile_alpha: ascending, each in (0, 1).
+
+    Raises:
+        ValueError: unless they ascend.
+
+    >>> non_crossing((0.1, 0.9)).predict(jnp.array([[2.0, 1.0]])).tolist()
+    [[1.0, 2.0]]
+
+    Reference: Chernozhukov, Fernandez-Val and Galichon, "Quantile and Probability Curves
+    without Crossing", Econometrica 2010, https://arxiv.org/abs/0704.3649 (proposition 4).
+    """
+    if any(b <= a for a, b in pairwise(quantile_alpha)):
+        raise ValueError(f"quantile_alpha must ascend, got {quantile_alpha}")
+    found = objective("reg:quantileerror", quantile_alpha=quantile_alpha)
+    return replace(found, name="custom", predict=_ascending, settings=("", ()))
+
+
+def _ascending(margin: Margin) -> Margin:
+    return jnp.sort(margin, axis=-1)
+
+
+def _ranker(name: str, ranking: Ranking) -> Objective:
+    flag = lambda on: "1" if on else "0"  # noqa: E731
+    pairs = 2**32 - 1 if ranking.num_pair is None else ranking.num_pair
+    entries = (
+        ("lambdarank_bias_norm", "1"),
+        ("lambdarank_normalization", flag(ranking.normalize)),
+        ("lambdarank_num_pair_per_sample", str(pairs)),
+        ("lambdarank_pair_method", ranking.pair_method),
+        ("lambdarank_score_normalization", flag(ranking.score_normalize)),
+        ("lambdarank_unbiased", "0"),
+        ("ndcg_exp_gain", flag(ranking.exp_gain)),
+    )
+    return Objective(
+        row_losses.squared,  # never asked
+        name,
+        start="zero",
+        labels=(0.0, 1.0 if name == "rank:map" else 31.0),
+        open=(False, False),
+        settings=("lambdarank_param", entries),
+        ranking=ranking,
+    )
+
+
 def _objective(
     name: str,
     num_class: int,
@@ -287,9 +260,9 @@ def _objective(
 ) -> Objective:
     positive = {"predict": jnp.exp, "to_margin": jnp.log, "start": "mean"}
     logistic = {
-        "loss": _logistic,
+        "loss": row_losses.logistic,
         "predict": jax.nn.sigmoid,
-        "to_margin": _logit,
+        "to_margin": row_losses.logit,
         "hessian_floor": 1e-16,
         "start": "mean",
         "labels": (0.0, 1.0),
@@ -297,9 +270,11 @@ def _objective(
     }
     inf = float("inf")
     if name == "reg:squarederror":
-        return Objective(_squared, name, start="mean")
+        return Objective(row_losses.squared, name, start="mean")
     if name == "reg:squaredlogerror":
-        return Objective(_squared_log, name, hessian_floor=1e-6, labels=(-1.0, inf))
+        return Objective(
+            row_losses.squared_log, name, hessian_floor=1e-6, labels=(-1.0, inf)
+        )
     if name in ("reg:logistic", "binary:logistic"):
         return Objective(name=name, **logistic)
     if name == "binary:logitraw":
@@ -308,17 +283,21 @@ def _objective(
     if name == "reg:pseudohubererror":
         if not huber_slope:
             raise ValueError("huber_slope must not be 0")
-        return Objective(_pseudo_huber(huber_slope), name)
+        return Objective(row_losses.pseudo_huber(huber_slope), name)
     if name == "reg:absoluteerror":
         return Objective(
-            _absolute, name, hessian_floor=1.0, start="quantile", quantiles=(0.5,)
+            row_losses.absolute,
+            name,
+            hessian_floor=1.0,
+            start="quantile",
+            quantiles=(0.5,),
         )
     if name == "reg:quantileerror":
         alphas = tuple(map(float, np.ravel(quantile_alpha)))
         if not alphas or not all(0 < a < 1 for a in alphas):
             raise ValueError(f"quantile_alpha must lie in (0, 1), got {quantile_alpha}")
         return Objective(
-            partial(_pinball, alphas),
+            partial(row_losses.pinball, alphas),
             name,
             outputs=len(alphas),
             hessian_floor=1.0,
@@ -326,29 +305,33 @@ def _objective(
             quantiles=alphas,
         )
     if name == "reg:gamma":
-        return Objective(_gamma, name, labels=(0.0, inf), **positive)
+        return Objective(row_losses.gamma, name, labels=(0.0, inf), **positive)
     if name == "reg:tweedie":
         if not 1 <= tweedie_variance_power < 2:
             raise ValueError(
                 f"tweedie_variance_power must be in [1, 2), got {tweedie_variance_power}"
             )
-        loss = partial(_tweedie, tweedie_variance_power)
+        loss = partial(row_losses.tweedie, tweedie_variance_power)
         closed = {"labels": (0.0, inf), "open": (False, True)}
         return Objective(loss, name, **closed, **positive)
     if name == "count:poisson":
         closed = {"labels": (0.0, inf), "open": (False, True)}
         scale = float(np.exp(max_delta_step))
-        return Objective(_poisson, name, hessian_scale=scale, **closed, **positive)
+        return Objective(
+            row_losses.poisson, name, hessian_scale=scale, **closed, **positive
+        )
     if name in ("multi:softmax", "multi:softprob"):
         if num_class < 2:
             raise ValueError(
                 f"{name} must have num_class of 2 or more, got {num_class}"
             )
         return Objective(
-            _softmax_loss,
+            row_losses.softmax_loss,
             name,
             outputs=num_class,
-            predict=_class_index if name == "multi:softmax" else jax.nn.softmax,
+            predict=row_losses.class_index
+            if name == "multi:softmax"
+            else jax.nn.softmax,
             hessian_scale=2.0,
             hessian_floor=1e-16,
             start="class",
@@ -361,7 +344,7 @@ def _objective(
 @export("trees.objectives.initial_prediction", since="0.1")
 def initial_prediction(
     objective: Objective,
-    label: Float[Array, " rows"],
+    label: Float[Array, "rows *targets"],
     weights: Float[Array, " rows"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, " outputs"]:
@@ -374,11 +357,13 @@ def initial_prediction(
         axis_name: mesh axis of the rows; quantiles are averaged over its devices.
     """
     outputs = objective.num_outputs
-    weight = jnp.ones_like(label) if weights is None else weights
+    weight = jnp.ones(len(label), jnp.float32) if weights is None else weights
     if objective.start == "quantile":
         alphas = jnp.asarray(objective.quantiles, jnp.float32)
         start = jnp.stack([quantile(label, a, weights) for a in alphas])
         return start if axis_name is None else lax.pmean(start, axis_name)
+    if objective.start == "zero":
+        return jnp.zeros(outputs, jnp.float32)
     if objective.start == "mean":
         with jax.enable_x64(True):
             columns = jnp.stack((weight * label, weight))

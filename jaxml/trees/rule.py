@@ -38,12 +38,20 @@ class Rule(NamedTuple):
         value: sums -> that value [outputs, ...], float32.
         score_at: (sums, value) -> score of a node that has another value.
         admits: sums -> whether a node may be a child.
+        cover: sums -> how much came to the node; None for the last channel.
     """
 
     score: Callable[[Sums], Float[Array, "..."]]
     value: Callable[[Sums], Float[Array, "outputs ..."]]
     score_at: Callable[[Sums, Float[Array, "outputs ..."]], Float[Array, "..."]]
     admits: Callable[[Sums], Bool[Array, "..."]]
+    cover: Callable[[Sums], Float[Array, "..."]] | None = None
+
+    def cover_of(self, sums: Sums) -> Float[Array, "..."]:
+        """What is said to have come to a node: by default its last channel."""
+        return (sums[-1] if self.cover is None else self.cover(sums)).astype(
+            jnp.float32
+        )
 
 
 @export("trees.rule.newton", since="0.1")
@@ -57,7 +65,7 @@ def newton(
 
     value = -T(G) / (H + lambda), score = T(G)^2 / (H + lambda), where T pulls G towards
     zero by alpha. Where `max_delta_step` or a constraint moves the value to w, the score
-    is -(2 G w + (H + lambda) w^2), in float32: XGBoost leaves out 2 alpha |w| there.
+    is -(2 G w + (H + lambda) w^2): XGBoost leaves out 2 alpha |w| there.
 
     Args:
         reg_lambda: L2 penalty of the values.
@@ -85,9 +93,9 @@ def newton(
         return jnp.where(H > 0, best, 0).astype(jnp.float32)
 
     def score_at(sums: Sums, value: Float[Array, "outputs ..."]) -> Float[Array, "..."]:
-        (G, H), w = (s.astype(jnp.float32) for s in sums), value[0]
-        score = -(2 * G * w + (H + jnp.float32(reg_lambda)) * (w * w))
-        return jnp.where(H > 0, score, 0)
+        (G, H), w = sums, value[0].astype(sums.dtype)
+        score = -(2 * G * w + (H + reg_lambda) * (w * w))
+        return jnp.where(H > 0, score, 0).astype(jnp.float32)
 
     def admits(sums: Sums) -> Bool[Array, "..."]:
         return (sums[1] > 0) & (sums[1] >= min_child_weight)

@@ -75,30 +75,78 @@ def leaf_index(tree: Tree, x: Float[Array, "rows features"]) -> Int[Array, " row
     [1, 2, 1]
     """
     x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
-    return _descend(tree, x, jnp.zeros(len(x), jnp.int32))
+    return _descend(tree, _pack(tree, x.shape[1]), x, _depth(tree))
 
 
-def _descend(tree: Tree, x: Array, start: Array) -> Array:
-    """The leaves of the rows, without a bound on the depth."""
+class _Packed(NamedTuple):
+    """What a step down reads of a node: one word and one threshold.
+
+    The word holds the first child, whether missing values go there, and the column. A leaf
+    is its own first child, with a threshold of NaN, which no value reaches.
+    """
+
+    word: Int[Array, "*trees nodes"]
+    column: Int[Array, "*trees nodes"] | None
+    threshold: Float[Array, "*trees nodes"]
+
+
+def _pack(tree: Tree, width: int) -> _Packed:
+    nodes = tree.left.shape[-1]
+    own = jnp.broadcast_to(jnp.arange(nodes, dtype=jnp.int32), tree.left.shape)
+    leaf = tree.is_leaf
+    word = 2 * jnp.where(leaf, own, tree.left) + (leaf | tree.default_left)
+    threshold = lax.stop_gradient(jnp.where(leaf, jnp.nan, tree.threshold))
+    bits = (width - 1).bit_length()
+    if (2 * nodes) << bits > 2**31:
+        return _Packed(word, tree.feature, threshold)
+    return _Packed((word << bits) | tree.feature, None, threshold)
+
+
+def _depth(tree: Tree) -> Int[Array, ""]:
+    """The longest way from a root to a leaf, over all trees."""
+    nodes = tree.left.shape[-1]
+    left = tree.left.reshape(-1, nodes)
+    first = jnp.where(left == 0, nodes, left)  # of a leaf: nowhere
+    own = jnp.broadcast_to(jnp.arange(nodes, dtype=jnp.int32), left.shape)
+    each = jnp.arange(len(left), dtype=jnp.int32)[:, None]
+    parent = jnp.zeros_like(left).at[each, first].set(own, mode="drop")
+    parent = jnp.asarray(parent).at[each, first + 1].set(own, mode="drop")
+
+    def double(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        far, steps = carry  # an ancestor, and how many steps it is above
+        more = jnp.take_along_axis(steps, far, axis=1)
+        return jnp.take_along_axis(far, far, axis=1), steps + more
+
+    start = parent, (own != 0).astype(jnp.int32)
+    far, steps = lax.fori_loop(0, (nodes - 1).bit_length(), double, start)
+    # What no root reaches may go round in circles.
+    return jnp.max(jnp.where(far == 0, steps, 0))
+
+
+def _descend(tree: Tree, packed: _Packed, x: Array, depth: Array) -> Array:
+    """The leaves of the rows of x in one tree."""
     width = x.shape[1]
+    bits = (width - 1).bit_length()
     flat, rows = x.reshape(-1), jnp.arange(len(x), dtype=jnp.int32) * width
-    threshold = lax.stop_gradient(tree.threshold)
 
-    def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        node, _ = carry
-        first = tree.left[node]
-        value = flat[rows + tree.feature[node]]
-        goes_left = value < threshold[node]
+    def read(table: jax.Array, at: Array) -> Array:
+        return table.at[at].get(mode="promise_in_bounds")
+
+    def step(_: Array, node: Array) -> Array:
+        word, threshold = read(packed.word, node), read(packed.threshold, node)
+        if packed.column is None:
+            column, word = word & ((1 << bits) - 1), word >> bits
+        else:
+            column = read(packed.column, node)
+        value = read(flat, rows + column)
+        right = value >= threshold
         if tree.categories.shape[-1]:
-            goes_left = _category_goes_left(tree, node, value, goes_left)
-        goes_left |= jnp.isnan(value) & tree.default_left[node]
-        goes_left &= tree.default_left[node] | ~jnp.isnan(value)
-        moved = first + jnp.where(goes_left, 0, 1).astype(jnp.int32)
-        node = jnp.where(first == 0, node, moved)
-        return node, jnp.any(tree.left[node] != 0)
+            right = ~_category_goes_left(tree, node, value, ~right)
+            right &= ~jnp.isnan(threshold)  # a leaf may have words that mean nothing
+        right = jnp.where(jnp.isnan(value), (word & 1) == 0, right)
+        return (word >> 1) + right.astype(jnp.int32)
 
-    node, _ = lax.while_loop(lambda c: c[1], step, (start, jnp.any(tree.left[0] != 0)))
-    return node
+    return lax.fori_loop(0, depth, step, jnp.zeros(len(x), jnp.int32))
 
 
 def _category_goes_left(
@@ -134,18 +182,19 @@ def predict_sum(
     """
     x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
     vector = trees.value.shape[-1] > 1
+    packed, depth = _pack(trees, x.shape[1]), _depth(trees)
 
     def block(rows: Array) -> Array:
-        def add(total: Array, one: tuple[Tree, Array, Array]) -> tuple[Array, None]:
-            tree, column, scale = one
-            leaf = _descend(tree, rows, jnp.zeros(len(rows), jnp.int32))
+        def add(total: Array, one: tuple) -> tuple[Array, None]:
+            tree, nodes, column, scale = one
+            leaf = _descend(tree, nodes, rows, depth)
             value = scale * tree.value[leaf]
             if vector or len(init) == 1:
                 return total + value, None
             return jnp.asarray(total).at[:, column].add(value[:, 0]), None
 
         start = jnp.broadcast_to(init[None, :], (len(rows), len(init)))
-        return lax.scan(add, start, (trees, group, weight))[0]
+        return lax.scan(add, start, (trees, packed, group, weight))[0]
 
     return in_blocks(block, x)
 

@@ -17,6 +17,8 @@ import numpy as np
 from jaxml.export import export
 from jaxml.trees.bins import Bins
 from jaxml.trees.objectives import Objective, objective
+from jaxml.trees.ranking import Ranking
+from jaxml.trees.vector_leaves import Leaves
 from jaxml.typing import Array
 
 STATIC = {"static": True}
@@ -51,13 +53,25 @@ class Config:
         colsample_bynode: share of those that a node may use.
         tree_method: "exact", "hist" (bins from quantiles of the values) or "approx" (bins
             from quantiles weighted by the Hessian, anew in every round).
+        grow_policy: which splits a tree of `max_leaves` leaves keeps: "depthwise" the
+            upper ones, "lossguide" those that a search comes to which always splits the
+            leaf of the largest gain. Neither goes below `max_depth`.
+        max_leaves: leaves of a tree; 0 for as many as there are.
         max_bin: bins per column.
+        categorical: columns of categories, 0, 1, ... below `max_bin`.
+        max_cat_to_onehot: with fewer categories, one is split from the rest.
+        max_cat_threshold: how many categories a split tries on one side.
+        multi_strategy: a tree for every output, or one for all with vectors at its leaves.
+        whole_hessian: of vector leaves: whether they come from the whole Hessian.
         booster: "gbtree", "dart" or "gblinear".
         num_parallel_tree: trees per round and output; with `subsample`, a random forest.
         num_class: classes of a softmax.
         quantile_alpha: quantiles of "reg:quantileerror".
         tweedie_variance_power: of "reg:tweedie", in [1, 2).
         huber_slope: of "reg:pseudohubererror".
+        lambdarank_pair_method, lambdarank_num_pair_per_sample, lambdarank_normalization,
+            lambdarank_score_normalization, ndcg_exp_gain: of the "rank:" objectives, see
+            `ranking.Ranking`.
         monotone_constraints: -1, 0 or 1 per column, or empty.
         interaction_constraints: sets of columns that may meet on a path, or empty.
         rate_drop, skip_drop, one_drop, sample_type, normalize_type: of DART.
@@ -84,7 +98,18 @@ class Config:
     tree_method: Literal["exact", "approx", "hist"] = field(
         default="hist", metadata=STATIC
     )
+    grow_policy: Literal["depthwise", "lossguide"] = field(
+        default="depthwise", metadata=STATIC
+    )
+    max_leaves: int = field(default=0, metadata=STATIC)
     max_bin: int = field(default=256, metadata=STATIC)
+    categorical: tuple[int, ...] = field(default=(), metadata=STATIC)
+    max_cat_to_onehot: int = field(default=4, metadata=STATIC)
+    max_cat_threshold: int = field(default=64, metadata=STATIC)
+    multi_strategy: Literal["one_output_per_tree", "multi_output_tree"] = field(
+        default="one_output_per_tree", metadata=STATIC
+    )
+    whole_hessian: bool = field(default=False, metadata=STATIC)
     booster: Literal["gbtree", "dart", "gblinear"] = field(
         default="gbtree", metadata=STATIC
     )
@@ -93,6 +118,13 @@ class Config:
     quantile_alpha: tuple[float, ...] = field(default=(0.5,), metadata=STATIC)
     tweedie_variance_power: float = field(default=1.5, metadata=STATIC)
     huber_slope: float = field(default=1.0, metadata=STATIC)
+    lambdarank_pair_method: Literal["topk", "mean"] = field(
+        default="topk", metadata=STATIC
+    )
+    lambdarank_num_pair_per_sample: int | None = field(default=None, metadata=STATIC)
+    lambdarank_normalization: bool = field(default=True, metadata=STATIC)
+    lambdarank_score_normalization: bool = field(default=True, metadata=STATIC)
+    ndcg_exp_gain: bool = field(default=True, metadata=STATIC)
     monotone_constraints: tuple[int, ...] = field(default=(), metadata=STATIC)
     interaction_constraints: tuple[tuple[int, ...], ...] = field(
         default=(), metadata=STATIC
@@ -118,7 +150,21 @@ class Config:
             tweedie_variance_power=self.tweedie_variance_power,
             huber_slope=self.huber_slope,
             max_delta_step=self.max_delta_step or 0.7,
+            ranking=Ranking(
+                "ndcg",
+                self.lambdarank_pair_method,
+                self.lambdarank_num_pair_per_sample,
+                self.lambdarank_normalization,
+                self.lambdarank_score_normalization,
+                self.ndcg_exp_gain,
+            ),
         )
+
+    def leaves(self) -> Leaves:
+        """What a leaf holds."""
+        if self.multi_strategy == "one_output_per_tree":
+            return "scalar"
+        return "whole" if self.whole_hessian else "diagonal"
 
     def step(self) -> Any:
         """`eta`, with the booster's default."""
@@ -150,13 +196,15 @@ def check(
         raise ValueError(f"x must be [rows, columns], both positive, got {shape}")
     if width is not None and x.shape[1] != width:
         raise ValueError(f"held-out x must have {width} columns, got {x.shape[1]}")
-    if np.shape(y) != (x.shape[0],):
+    own = np.ndim(y) == 2 and goal.outputs is not None and goal.name == "custom"
+    if np.shape(y)[:1] != x.shape[:1] or (np.ndim(y) != 1 and not own):
         raise ValueError(f"y must be [{x.shape[0]}], one per row, got {np.shape(y)}")
-    if weights is not None and np.shape(weights) != np.shape(y):
-        raise ValueError(f"weights must be {np.shape(y)}, got {np.shape(weights)}")
+    if weights is not None and np.shape(weights) != np.shape(y)[:1]:
+        raise ValueError(f"weights must be {np.shape(y)[:1]}, got {np.shape(weights)}")
     _check_config(config, x.shape[1])
     if isinstance(x, Bins) and config.booster == "gblinear":
         raise ValueError("x must be features, not bins, for a linear model")
+    _check_categories(config, x)
     if isinstance(x, Bins) and config.tree_method != "hist":
         raise ValueError(
             f"tree_method must be 'hist' for bins, got {config.tree_method}"
@@ -185,6 +233,23 @@ def check(
             raise ValueError("weights must be finite, not negative, and not all zero")
 
 
+def _check_categories(config: Config, x: Array | Bins) -> None:
+    if not config.categorical:
+        return
+    if config.tree_method == "exact":
+        raise ValueError("tree_method must be 'hist' or 'approx' for categories")
+    if not all(0 <= c < x.shape[1] for c in config.categorical):
+        raise ValueError(
+            f"categorical must name columns below {x.shape[1]}, got {config.categorical}"
+        )
+    if isinstance(x, jax.core.Tracer | Bins):
+        return
+    codes = np.asarray(x)[:, list(config.categorical)]
+    codes = codes[~np.isnan(codes)]
+    if ((codes != np.round(codes)) | (codes < 0) | (codes >= config.max_bin)).any():
+        raise ValueError(f"categories must be integers in [0, {config.max_bin})")
+
+
 def _check_config(config: Config, columns: int) -> None:
     shares = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
     for name in shares:
@@ -198,6 +263,17 @@ def _check_config(config: Config, columns: int) -> None:
             f"max_depth must be at most 14, for a level has 2^depth slots, got "
             f"{config.max_depth}"
         )
+    if config.max_leaves < 0 or config.max_leaves == 1:
+        raise ValueError(f"max_leaves must be 0 or 2 and more, got {config.max_leaves}")
+    bounded = config.max_leaves or config.grow_policy == "lossguide"
+    if bounded and config.tree_method == "exact":
+        raise ValueError("tree_method must be 'hist' or 'approx' to bound the leaves")
+    if config.multi_strategy == "multi_output_tree" and (
+        config.booster != "gbtree" or config.monotone_constraints
+    ):
+        raise ValueError("multi_output_tree must be of gbtree, and not monotone")
+    if config.whole_hessian and (config.multi_strategy == "one_output_per_tree"):
+        raise ValueError("whole_hessian must come with multi_output_tree")
     signs = config.monotone_constraints
     if signs and (len(signs) != columns or not set(signs) <= {-1, 0, 1}):
         raise ValueError(

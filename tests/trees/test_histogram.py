@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxml.parallel import data_mesh
 from jaxml.trees import exact, histogram
-from jaxml.trees.bins import from_cuts, make_bins
+from jaxml.trees.bins import Bins, from_cuts, make_bins
 from jaxml.trees.growth import Columns
 from jaxml.trees.rule import newton
 from jaxml.trees.tree import compact, leaf_index
@@ -117,3 +117,23 @@ def test_empty_bins_and_one_row(rng):
     tree, leaf = histogram.grow(make_bins(x[:1], 4), channels[:, :1], newton(), 2)
     assert not tree.left.any()
     assert leaf.tolist() == [0]
+
+
+@pytest.mark.parametrize("slots", [1, 4, 512])  # places of 8, 16 and 32 bits
+def test_rows_are_added_at_their_bin_and_slot(slots, rng):
+    index = rng.integers(0, 257, (2, 3000)).astype(np.uint16)
+    index = index.clip(0, 255).astype(np.uint8) if slots == 1 else index
+    bins = Bins(jnp.asarray(index), jnp.zeros((2, 256)), jnp.zeros(2))
+    slot = rng.integers(0, slots, 3000).astype(np.int32)
+    word = rng.integers(-(2**40), 2**40, (1, 3000))
+    with jax.enable_x64(True):
+        words = jnp.asarray(word, jnp.int64)
+    told = np.asarray(
+        jax.jit(histogram._sums_by_bin, static_argnums=(3, 4))(
+            bins, words, jnp.asarray(slot), slots, None
+        )
+    )
+    want = np.zeros((2, 1, 257, slots), np.int64)
+    for column in range(2):
+        np.add.at(want[column, 0], (index[column].astype(int), slot), word[0])
+    np.testing.assert_array_equal(told, want)

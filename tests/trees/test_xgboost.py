@@ -19,7 +19,6 @@ from jaxml.trees.xgboost import (
     fit,
     predict,
     predict_proba,
-    staged_predict,
 )
 
 KEY = jax.random.key(0)
@@ -78,21 +77,6 @@ def test_it_learns_real_data():
     both = predict_proba(model, held)
     chex.assert_trees_all_close(both[:, 1], p, atol=1e-6)
     chex.assert_trees_all_close(both.sum(axis=1), np.ones(len(p), np.float32))
-
-
-def test_stages_ranges_and_slices_agree(rng):
-    x, y = problem(rng)
-    model = fit(x, y, SMALL, KEY)
-    stages = staged_predict(model, x)
-    assert stages.shape == (4, 64)
-    for rounds in (1, 4):
-        part = predict(model, x, iteration_range=(0, rounds))
-        chex.assert_trees_all_close(part, stages[rounds - 1], atol=1e-6)
-    tail = predict(model[2:], x, output_margin=True) - model.start
-    chex.assert_trees_all_close(tail, stages[3] - stages[1], atol=1e-5)
-    base = predict(model, x, base_margin=jnp.full(64, 7.0))
-    chex.assert_trees_all_close(base, stages[3] - model.start + 7, atol=1e-5)
-    assert model.num_rounds == 4
 
 
 def test_many_models_train_in_one_program(rng):
@@ -224,13 +208,3 @@ def test_degenerate_data_have_the_right_answer(rng):
     assert (np.asarray(one_class) > 0.99).all()
     empty = fit(np.full((16, 3), np.nan, np.float32), y, SMALL, KEY)
     chex.assert_trees_all_close(predict(empty, x), np.full(16, y.mean()), rtol=1e-5)
-
-
-def test_bad_widths_and_objectives_are_told(rng):
-    x, y = problem(rng, 16)
-    model = fit(x, y, SMALL, KEY)
-    for door in (predict, staged_predict):
-        with pytest.raises(ValueError, match=r"x must be \[rows, 3\]"):
-            door(model, x[:, :2])
-    with pytest.raises(ValueError, match="must be logistic or softmax"):
-        predict_proba(model, x)

@@ -1,0 +1,327 @@
+"""The best threshold of one column per node, for all open nodes of a level at once.
+
+Three ways to the same sums: rows sorted by (node, code) with prefix sums over them; a table
+by node and code with prefix sums over codes; or one threshold per node drawn at random.
+Missing rows are tried on both sides of every threshold, and against all the others.
+
+The trap: a threshold lies between values that the node itself has, not between
+neighbouring codes, or predictions fall on the wrong side of a gap.
+
+Reference: Breiman et al., "Classification and Regression Trees", 1984,
+https://doi.org/10.1201/9781315139470 (section 2.4); random thresholds as in Geurts et al.,
+"Extremely Randomized Trees", Machine Learning 2006,
+https://doi.org/10.1007/s10994-006-6226-1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxml.trees.codes import Codes
+from jaxml.trees.deviation import Targets, both_sides
+from jaxml.trees.impurity import Impurity
+from jaxml.trees.scan import prefix_sums
+from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
+
+
+class Shape(NamedTuple):
+    """What a program that grows trees is compiled for.
+
+    Attributes:
+        nodes: that a tree may have.
+        open: nodes of one level that may split.
+        random: thresholds are drawn instead of searched.
+        draws: whether nodes draw columns; otherwise all are tried, the first first.
+        has_missing: whether values may be missing.
+        counts: whether the last channel counts rows, for `min_leaf` above 1.
+        tables: how many open nodes each table serves, ascending.
+        sorts: whether more nodes than that are served, by sorting.
+        stages: rows and shape of each stage, for `stages`; none for all in one.
+    """
+
+    nodes: int
+    open: int
+    random: bool = False
+    draws: bool = False
+    has_missing: bool = True
+    counts: bool = True
+    tables: tuple[int, ...] = ()
+    sorts: bool = True
+    stages: tuple[tuple[int, "Shape"], ...] = ()
+
+    def bare(self, sums: Array) -> Array:
+        """Sums without the channel that counts rows."""
+        return sums[:-1] if self.counts else sums
+
+
+class Rows(NamedTuple):
+    """What is known of the rows; targets where deviations from medians are the cost."""
+
+    x: Float[Array, "columns rows"]
+    codes: Codes | None
+    q: Float[Array, "rows channels"]
+    same: Int[Array, " rows"]
+    targets: Targets | None = None
+
+
+class Level(NamedTuple):
+    """The open nodes of a level: slots of rows, places once rows are sorted by slot."""
+
+    slot: Int[Array, " rows"]
+    first: Int[Array, " open"]
+    count: Int[Array, " open"]
+    sums: Float[Array, "channels open"]
+
+
+class Split(NamedTuple):
+    """The best split of every open node; the gain is -inf where there is none."""
+
+    gain: Float[Array, " open"]
+    feature: Int[Array, " open"]
+    threshold: Float[Array, " open"]
+    default_left: Bool[Array, " open"]
+    some_missing: Bool[Array, " open"]
+
+
+Found = tuple[Split, Float[Array, "channels open"], Bool[Array, " open"]]
+"""Splits, sums of their left children, and whether the column varies in the node."""
+
+
+def by_sort(
+    rows: Rows,
+    level: Level,
+    feature: Int[Array, " open"],
+    impurity: Impurity,
+    min_leaf: Array,
+    shape: Shape,
+) -> Found:
+    """Every threshold, from rows in the order of (slot, code, row)."""
+    codes = rows.codes
+    assert codes is not None
+    n, width, capacity = rows.x.shape[1], codes.width, len(feature)
+    row_bits, code_bits = max(n - 1, 1).bit_length(), width.bit_length()
+    row = jnp.arange(n, dtype=jnp.int64)
+    near = jnp.minimum(level.slot, capacity - 1)
+    at = take(feature, near) * n + row.astype(jnp.int32)
+    code = take(codes.index.reshape(-1), at).astype(jnp.int64)
+    key = (level.slot.astype(jnp.int64) << code_bits) + code
+    key = jnp.sort((key << row_bits) + row)
+    row = (key & (2**row_bits - 1)).astype(jnp.int32)
+    key = key >> row_bits
+    code = (key & (2**code_bits - 1)).astype(jnp.int32)
+    slot = (key >> code_bits).astype(jnp.int32)
+    near = jnp.minimum(slot, capacity - 1)
+
+    before = jnp.cumsum(level.sums, axis=1) - level.sums  # of the slots before each
+    q = take(rows.q, row).T
+    left = prefix_sums(q) - take(before.T, near).T
+    total = take(level.sums.T, near).T
+    place = jnp.arange(n, dtype=jnp.int32)
+    last = place == take(level.first + level.count - 1, near)
+    ahead = jnp.where(last, -1, jnp.roll(code, -1))
+    present = (slot < capacity) & (code < width)
+    ends = present & ~last & (ahead != code)
+    gain = _gain(impurity, left, total - left, min_leaf, shape)
+    if rows.targets is not None:
+        first = level.first[near]
+        weight = impurity.weight(shape.bare(q))
+        cost = both_sides(
+            rows.targets, row, weight, first, first + level.count[near] - 1
+        )
+        gain = jnp.where(gain > -jnp.inf, cost, -jnp.inf)
+    gain = jnp.where(ends, gain, -jnp.inf)
+    most_left, missing = jnp.zeros(n, bool), jnp.zeros_like(level.sums)
+    if shape.has_missing:
+        known_at = jnp.where(present & (last | (ahead == width)), slot, capacity)
+        known = jnp.zeros_like(missing).at[:, known_at].set(left, mode="drop")
+        missing = level.sums - known
+        other = left + missing[:, near]
+        other = _gain(impurity, other, total - other, min_leaf, shape)
+        other = jnp.where(ends & (ahead < width), other, -jnp.inf)
+        most_left = other > gain
+        gain = jnp.maximum(gain, other)
+    sure = {"mode": "promise_in_bounds", "indices_are_sorted": True}
+    none = jnp.full(capacity + 1, -jnp.inf)
+    top = none.at[slot].max(gain, **sure)
+    tied = jnp.where(gain == take(top, slot), place, n - 1)
+    best = jnp.full(capacity + 1, n - 1, jnp.int32).at[slot].min(tied, **sure)
+    best = jnp.minimum(best[:capacity], n - 1)
+    goes = most_left[best]
+    sums = left[:, best] + jnp.where(goes[None, :], missing, 0)
+    ends_at = jnp.clip(level.first + level.count - 1, 0, n - 1)
+    lowest, highest = code[jnp.minimum(level.first, n - 1)], code[ends_at]
+    split = Split(
+        gain=top[:capacity],
+        feature=feature,
+        threshold=_threshold(codes, feature, code[best], ahead[best]),
+        default_left=goes,
+        some_missing=highest == width,
+    )
+    return split, sums, lowest != highest
+
+
+def by_table(
+    rows: Rows,
+    level: Level,
+    feature: Int[Array, " open"],
+    impurity: Impurity,
+    min_leaf: Array,
+    shape: Shape,
+    size: int,
+) -> Found:
+    """Every threshold, from sums by slot and code; only the first `size` slots are open."""
+    codes = rows.codes
+    assert codes is not None
+    n, width, capacity = rows.x.shape[1], codes.width, len(feature)
+    stride = width + 1
+    if capacity == 1:
+        code = codes.index[feature[0]].astype(jnp.int32)
+    else:
+        near = jnp.minimum(level.slot, size - 1)
+        at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
+        code = take(codes.index.reshape(-1), at).astype(jnp.int32)
+    place = jnp.where(level.slot < size, level.slot * stride + code, size * stride)
+    table = jnp.zeros((size * stride + 1, rows.q.shape[1]), rows.q.dtype)
+    table = table.at[place].add(rows.q, mode="promise_in_bounds")[:-1]
+    table = jnp.moveaxis(table.reshape(size, stride, -1), 2, 0)
+    total, missing = level.sums[:, :size, None], table[..., width:]
+    left = jnp.cumsum(table[..., :width], axis=2)
+    filled = _weight(impurity, table, shape) > 0
+    each = jnp.arange(width, dtype=jnp.int32)
+    after = jnp.where(filled[:, :width], each[None, :], width)
+    after = lax.cummin(after, axis=1, reverse=True)
+    after = jnp.concatenate([after[:, 1:], jnp.full((size, 1), width)], axis=1)
+    after = after.astype(jnp.int32)
+    gain = _gain(impurity, left, total - left, min_leaf, shape)
+    gain = jnp.where(filled[:, :width], gain, -jnp.inf)
+    goes = jnp.zeros((size, width), bool)
+    if shape.has_missing:
+        other = left + missing
+        other = _gain(impurity, other, total - other, min_leaf, shape)
+        inner = filled[:, :width] & (after < width) & filled[:, width:]
+        other = jnp.where(inner, other, -jnp.inf)
+        goes = other > gain
+        gain = jnp.maximum(gain, other)
+    top = jnp.max(gain, axis=1)
+    best = jnp.where(gain == top[:, None], each[None, :], width - 1).min(axis=1)
+    pick = lambda t: jnp.take_along_axis(t, best[:, None], axis=1)[:, 0]  # noqa: E731
+    most_left = pick(goes)
+    sums = jnp.take_along_axis(left, best[None, :, None], axis=2)[..., 0]
+    sums = sums + jnp.where(most_left[None, :], missing[..., 0], 0)
+    split = Split(
+        gain=top,
+        feature=feature[:size],
+        threshold=_threshold(codes, feature[:size], best, pick(after)),
+        default_left=most_left,
+        some_missing=filled[:, width],
+    )
+    varies = jnp.sum(filled, axis=1) > 1
+
+    def pad(part: Array) -> Array:
+        edges = [(0, 0)] * (part.ndim - 1) + [(0, capacity - size)]
+        fill = -jnp.inf if jnp.issubdtype(part.dtype, jnp.floating) else 0
+        return jnp.pad(part, edges, constant_values=fill)
+
+    return jax.tree.map(pad, split), pad(sums), pad(varies)
+
+
+def by_chance(
+    rows: Rows,
+    level: Level,
+    feature: Int[Array, " open"],
+    impurity: Impurity,
+    min_leaf: Array,
+    shape: Shape,
+    key: PRNGKeyArray,
+) -> Found:
+    """One threshold per node, uniform between its extremes; missing rows by a coin."""
+    n, capacity = rows.x.shape[1], len(feature)
+    near = jnp.minimum(level.slot, capacity - 1)
+    at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
+    value = take(rows.x.reshape(-1), at)
+    present = ~jnp.isnan(value)
+    inf = jnp.float32(jnp.inf)
+    sure = {"mode": "promise_in_bounds"}
+    most = jnp.full(capacity + 1, inf)  # the last for rows at rest
+    low = most.at[level.slot].min(jnp.where(present, value, inf), **sure)[:-1]
+    high = (-most).at[level.slot].max(jnp.where(present, value, -inf), **sure)[:-1]
+    where, coin = jax.random.uniform(key, (2, capacity), jnp.float32)
+    varies = high > low
+    span = jnp.where(varies, high - low, 0)
+    cut = jnp.where(varies, low, 0) + where * span
+    cut = jnp.where((cut >= high) | (cut < low), low, cut)
+    goes = coin < 0.5
+    left_is = jnp.where(present, value <= take(cut, near), take(goes, near))
+    parts = jnp.where(left_is[:, None], rows.q, 0)
+    left = jnp.zeros((capacity + 1, rows.q.shape[1]))
+    left = left.at[level.slot].add(parts, **sure)[:-1].T
+    gain = _gain(impurity, left, level.sums - left, min_leaf, shape)
+    some = jnp.zeros(capacity, bool)
+    if shape.has_missing:
+        some = some.at[level.slot].max(~present, mode="drop")
+    split = Split(
+        gain=jnp.where(varies, gain, -jnp.inf),
+        feature=feature,
+        threshold=jnp.nextafter(cut, inf),
+        default_left=goes,
+        some_missing=some,
+    )
+    return split, left, varies
+
+
+def goes_left(x: Array, slot: Array, split: Split) -> Bool[Array, " rows"]:
+    """Whether each row goes to the first child of its node, if that splits."""
+    n = x.shape[1]
+    at = take(split.feature, slot) * n + jnp.arange(n, dtype=jnp.int32)
+    value = take(x.reshape(-1), at)
+    below = value < take(split.threshold, slot)
+    return jnp.where(jnp.isnan(value), take(split.default_left, slot), below)
+
+
+def default_side(split: Split, count: Int[Array, " children"]) -> Bool[Array, " open"]:
+    """Where missing values go: as found, or with most rows where none was missing."""
+    left, right = count[0::2], count[1::2]
+    return jnp.where(split.some_missing, split.default_left, left > right)
+
+
+def take(values: Array, index: Array) -> Array:
+    """Rows of `values`, without a check that the index is in bounds."""
+    return jnp.asarray(values).at[index].get(mode="promise_in_bounds")
+
+
+def _gain(
+    impurity: Impurity, left: Array, right: Array, min_leaf: Array, shape: Shape
+) -> Float[Array, "..."]:
+    """Scores of both sides, -inf where a child may not be."""
+    fits = jnp.bool_(True)
+    if shape.counts:
+        fits = (left[-1] >= min_leaf) & (right[-1] >= min_leaf)
+    left, right = shape.bare(left), shape.bare(right)
+    fits &= impurity.rule.admits(left) & impurity.rule.admits(right)
+    return jnp.where(
+        fits, impurity.rule.score(left) + impurity.rule.score(right), -jnp.inf
+    )
+
+
+def _weight(impurity: Impurity, sums: Array, shape: Shape) -> Float[Array, "..."]:
+    return impurity.weight(shape.bare(sums))
+
+
+def _threshold(
+    codes: Codes, feature: Array, below: Array, above: Array
+) -> Float[Array, " open"]:
+    """The least float32 above the middle of the values that face each other.
+
+    A row is left of the middle t if x <= t, in the manner of scikit-learn, and in float32
+    that is x < this threshold. +inf parts the present from the missing ones.
+    """
+    last = codes.width - 1
+    low = codes.high[feature, jnp.clip(below, 0, last)].astype(jnp.float64)
+    high = codes.low[feature, jnp.clip(above, 0, last)].astype(jnp.float64)
+    middle = low / 2 + high / 2
+    near = middle.astype(jnp.float32)
+    up = jnp.nextafter(near, jnp.float32(jnp.inf))
+    near = jnp.where(near > middle, near, up)
+    return jnp.where(above >= codes.width, jnp.float32(jnp.inf), near)

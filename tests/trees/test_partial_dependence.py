@@ -1,0 +1,73 @@
+"""Partial dependence against its definition, row by row and cover by cover."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxml.trees.partial_dependence import individual_curves, partial_dependence
+from jaxml.trees.tree import compact
+from jaxml.trees.xgboost import Config, fit, predict
+
+CONFIG = Config(max_depth=3, num_boost_round=3, max_bin=16)
+GRID = np.array([-1.0, 0.0, 0.7, np.nan], np.float32)
+
+
+def fitted(rng):
+    x = rng.normal(size=(80, 3)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    filled = np.nan_to_num(x)
+    y = filled[:, 0] * (filled[:, 1] > 0) + 0.1 * filled[:, 2]
+    return x, fit(x, y, CONFIG, jax.random.key(0))
+
+
+def by_covers(tree, column, value, node=0):
+    first = tree.left[node]
+    if not first:
+        return tree.value[node, 0]
+    if tree.feature[node] == column:
+        left = value < tree.threshold[node]
+        left = tree.default_left[node] if np.isnan(value) else left
+        return by_covers(tree, column, value, first + (0 if left else 1))
+    cover = tree.cover[[first, first + 1]]
+    parts = [by_covers(tree, column, value, first + side) for side in (0, 1)]
+    return np.dot(parts, cover) / cover.sum()
+
+
+def test_both_ways_are_their_definition(rng):
+    x, model = fitted(rng)
+    curves = individual_curves(model, x, 0, GRID)
+    assert curves.shape == (4, 80, 1)
+    for i, value in enumerate(GRID):
+        moved = x.copy()
+        moved[:, 0] = value
+        np.testing.assert_allclose(curves[i, :, 0], predict(model, moved), rtol=1e-6)
+    brute = partial_dependence(model, x, 0, GRID)
+    np.testing.assert_allclose(brute[:, 0], np.mean(curves, axis=(1, 2)), rtol=1e-5)
+    trees = [compact(jax.tree.map(lambda a, i=i: a[i], model.trees)) for i in range(3)]
+    expected = [
+        float(model.start[0]) + sum(by_covers(tree, 0, value) for tree in trees)
+        for value in GRID
+    ]
+    told = partial_dependence(model, None, 0, GRID)
+    np.testing.assert_allclose(told[:, 0], expected, rtol=1e-5, atol=1e-6)
+    assert np.ptp(expected) > 0.2
+
+
+def test_centred_curves_start_at_zero(rng):
+    x, model = fitted(rng)
+    curves = np.asarray(individual_curves(model, x, 0, GRID, centred=True))
+    assert not curves[0].any()
+    assert curves[1:].std(axis=1).max() > 0.05  # rows part: there is an interaction
+
+
+def test_bad_columns_are_told(rng):
+    x, model = fitted(rng)
+    with pytest.raises(ValueError, match="column must be below 3"):
+        partial_dependence(model, x, 3, GRID)
+    linear = dataclasses.replace(CONFIG, booster="gblinear")
+    y = np.nan_to_num(x[:, 0])
+    model = fit(x, y, linear, jax.random.key(0))
+    with pytest.raises(ValueError, match="must have rows"):
+        partial_dependence(model, None, 0, GRID)

@@ -1,0 +1,35 @@
+"""Trees as text; that it is XGBoost's stands in tests/oracle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxml.trees.text_dump import text_dump
+from jaxml.trees.xgboost import Config, fit
+
+
+def model():
+    x = np.array([[0.0], [0.0], [1.0], [1.0]], np.float32)
+    config = Config(max_depth=1, num_boost_round=1, max_bin=4, eta=1.0, reg_lambda=0.0)
+    return fit(x, np.array([0.0, 0.0, 2.0, 2.0]), config, jax.random.key(0))
+
+
+def test_questions_leaves_and_statistics():
+    (text,) = text_dump(model(), feature_names=["size"])
+    assert text == "0:[size<1] yes=1,no=2,missing=2\n\t1:leaf=-1\n\t2:leaf=1\n"
+    (text,) = text_dump(model(), with_stats=True)
+    assert "0:[f0<1] yes=1,no=2,missing=2,gain=4,cover=4" in text
+    assert "\t1:leaf=-1,cover=2\n" in text
+
+
+def test_sets_are_written_with_the_second_child_first():
+    found = model()
+    trees = found.trees._replace(categories=jnp.full((1, 3, 1), 5, jnp.uint32))
+    (text,) = text_dump(type(found)(**{**vars(found), "trees": trees}))
+    assert text.startswith("0:[f0:{0,2}] yes=2,no=1,missing=2\n")
+
+
+def test_bad_names_are_told():
+    with pytest.raises(ValueError, match="feature_names must be 1, got 2"):
+        text_dump(model(), feature_names=["a", "b"])
