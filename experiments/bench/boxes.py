@@ -12,29 +12,29 @@ NumPy's, beside pycocotools from its own dictionaries. Every row is checked: bot
 same boxes, or agree to 1e-9.
 
 Rounds alternate, medians count; "core" is processor time, on all cores together. "jaxml is"
-says how many times as fast as the peer on the clock. 2 CPU cores with little else to do,
+says how many times as fast as the peer on the clock. 2 CPU cores with nothing else to do,
 jax 0.10.2, torchvision 0.28.0, pycocotools 2.0.11, seed 0, two minutes:
 
                              by              ms   core ms   jaxml is
-    uniform    all           jaxml         58.0      57.7       1.0x
-                             torchvision  312.6     303.3       5.4x
-               first 1000    jaxml          3.8       3.9       1.0x
-                             torchvision  323.9     318.8      86.3x
-               80 classes    jaxml         20.3      22.0       1.0x
-                             torchvision   27.2      26.8       1.3x
-    clustered  all           jaxml         17.4      17.7       1.0x
-                             torchvision   43.0      42.9       2.5x
-               first 1000    jaxml         19.8      19.6       1.0x
-                             torchvision   44.7      42.2       2.3x
-               80 classes    jaxml         19.9      23.3       1.0x
-                             torchvision   28.5      28.5       1.4x
-    8 images, first 1000     8 images      18.5      20.2       1.0x
-                             1 image        3.2       3.8       0.2x
-    COCO AP, 1000 images     jaxml          523       496       1.0x
-                             pycocotools  15934     15663      30.5x
+    uniform    all           jaxml         27.2      37.5       1.0x
+                             torchvision  298.9     298.9      11.0x
+               first 1000    jaxml          3.3       3.6       1.0x
+                             torchvision  255.6     255.6      78.0x
+               80 classes    jaxml         13.5      23.3       1.0x
+                             torchvision   23.6      23.5       1.8x
+    clustered  all           jaxml          9.0      14.2       1.0x
+                             torchvision   42.2      42.2       4.7x
+               first 1000    jaxml          7.7      12.0       1.0x
+                             torchvision   41.5      41.3       5.4x
+               80 classes    jaxml         11.8      18.7       1.0x
+                             torchvision   19.7      19.7       1.7x
+    8 images, first 1000     8 images      13.3      18.4       1.0x
+                             1 image        2.5       3.3       0.2x
+    COCO AP, 1000 images     jaxml          457       457       1.0x
+                             pycocotools  15734     15199      34.4x
 
 The floor of the first row is the number of pairs: 6937 boxes are kept, and a box is
-compared with all that were kept before it, 35 million pairs of 13 operations. The clustered
+compared with all that were kept before it, 35 million pairs of a dozen operations. The clustered
 899 do not fill the thousand, so that nothing can stop early there. torchvision compares as
 many pairs, one at a time.
 """

@@ -12,38 +12,43 @@ is what the operation cannot do without: the bytes that each sample reads, at 20
 its multiplications, at 100 GFLOP/s, which a core of the machine below reaches in neither
 case all the time. "jaxml is" says how many times as fast as torchvision, by the clock.
 
-2 CPU cores with little else to do (AVX-512), jax 0.10.2, torch 2.13.0, torchvision 0.28.0,
+2 CPU cores with nothing else to do (AVX-512), jax 0.10.2, torch 2.13.0, torchvision 0.28.0,
 5 rounds, seed 0, one minute:
 
     operation           what  by             ms  of CPU  floor  jaxml is
-    roi_align           out   jaxml          34      31     21      1.0x
-                              torchvision   291     294             8.5x
-                        both  jaxml          90      89             1.0x
-                              torchvision   978     968            10.9x
-    roi_align adaptive  out   jaxml          84      95     41      1.0x
-                              torchvision   403     404             4.8x
-                        both  jaxml         185     202             1.0x
-                              torchvision  1470    1462             7.9x
-    roi_pool            out   jaxml          77      88     10      1.0x
-                              torchvision   297     296             3.9x
-                        both  jaxml         189     234             1.0x
-                              torchvision   262     269             1.4x
-    ps_roi_align        out   jaxml          32      32      2      1.0x
-                              torchvision   130     130             4.0x
-                        both  jaxml         111     129             1.0x
-                              torchvision   344     369             3.1x
-    ps_roi_pool         out   jaxml         114     174      1      1.0x
-                              torchvision    86      86             0.8x
-                        both  jaxml         289     374             1.0x
-                              torchvision   206     216             0.7x
-    deform_conv2d v2    out   jaxml         149     215     56      1.0x
-                              torchvision   306     364             2.1x
-                        both  jaxml         312     524             1.0x
-                              torchvision  2348    2443             7.5x
+    roi_align           out   jaxml          21      20     21      1.0x
+                              torchvision   265     272            12.5x
+                        both  jaxml          88      98             1.0x
+                              torchvision   751     760             8.5x
+    roi_align adaptive  out   jaxml          51      85     41      1.0x
+                              torchvision   403     410             8.0x
+                        both  jaxml         139     208             1.0x
+                              torchvision  1270    1286             9.1x
+    roi_pool            out   jaxml          65      67     10      1.0x
+                              torchvision   213     196             3.3x
+                        both  jaxml         184     318             1.0x
+                              torchvision   348     363             1.9x
+    ps_roi_align        out   jaxml          29      29      2      1.0x
+                              torchvision   104     110             3.6x
+                        both  jaxml         100     116             1.0x
+                              torchvision   327     352             3.3x
+    ps_roi_pool         out   jaxml          80     151      1      1.0x
+                              torchvision    58      61             0.7x
+                        both  jaxml         263     358             1.0x
+                              torchvision   189     214             0.7x
+    deform_conv2d v2    out   jaxml         101     181     56      1.0x
+                              torchvision   289     318             2.9x
+                        both  jaxml         290     490             1.0x
+                              torchvision  2027    2117             7.0x
 
 What made it fast is that a few boxes at a time stay in cache and that the gradient of the
 features is added up in place; where boxes need different numbers of samples, one box at a
-time, so that none waits for another. Averages of whole pixels (`ps_roi_pool`) lose.
+time, so that none waits for another. The position-sensitive kinds cannot do as well where
+channels lie together: of every line of cache that a sample touches it needs one number, 16
+times the bytes of the floor, and putting the maps into another order costs as much. Averages
+of whole pixels (`ps_roi_pool`) lose. Where memory decides, ratios move by a third from run
+to run: a second one gave 4.8x for ps_roi_align and 2.8x for the convolution; with
+`--only deform --rounds 7` that had 3.7x.
 """
 
 import ctypes

@@ -6,6 +6,11 @@
 The root of a noisy line, by steps 1 / n with three constants, by larger steps, and by the
 mean of their path; the minimum of a noisy bowl from values alone. `errors.png` shows the
 root of the mean square error against the number of steps, and the bound that no method beats.
+
+Measured (seed 0, 2048 chains of 4000 steps; JAX 0.10.2, two busy CPU cores, about seven
+minutes), the error at the end: 0.0160 by steps 1 / n and 0.0172 by the mean of the path of larger
+ones, of which the last place alone is at 0.0279; the bound is 0.0158. Steps 0.3 / n, too small,
+are at 0.0787. From values alone Kiefer-Wolfowitz comes to 0.0216, SPSA to 0.0451.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,12 +9,10 @@ Python, and leave a graph; `backward` goes through it and adds to the `grad` of 
 >>> x.grad
 Tensor([2., 4., 6.])
 
-`jax.grad` needs none of this: there a function is traced once into a program, and the
-program is transformed into another one. That can be compiled, batched and differentiated
-again, but its Python control flow is that of the trace. Here the graph is that of this run,
-whatever the `if` and `while` did; the price is a Python object for every operation, kept
-until the way back. What is state there (`grad` which adds up, versions, hooks) does not
-exist in JAX, where a gradient is the value of a function.
+`jax.grad` needs none of this: there a function is traced once into a program, and the program
+is transformed into another one. Here the graph is that of this run, whatever `if` and `while`
+did; the price is a Python object for every operation, kept until the way back. What follows
+from that, `autograd_and_jax_grad.md` beside this file shows line by line.
 
 The semantics are PyTorch's: leaves alone keep gradients (others by `retain_grad`), a second
 pass through a graph needs `retain_graph`, changing a leaf in place or a value that a rule has
@@ -263,9 +261,7 @@ class Tensor:
         if self.shape == shape:
             return self
         added = self.ndim - len(shape)
-        stretched = [
-            added + i for i, n in enumerate(shape) if n == 1 != self.shape[added + i]
-        ]
+        stretched = [added + i for i, n in enumerate(shape) if n == 1]
         axes = (*range(added), *stretched)
         data = self.data.sum(axes, keepdims=True).reshape(shape)
         whole = self.shape

@@ -4,13 +4,13 @@ Every operation on tensors that require a gradient makes a node. A node has one 
 each input that requires a gradient: where it leads (the node that made the input, or a
 leaf), the rule that turns the gradient of the output into that of the input, and the
 tensors which the rule needs. Going backward, a node waits until all gradients that it will
-get have arrived and been added up; then its rules run, newest node first:
+get have arrived and been added up; then its rules run:
 
     bar x = sum over the operations y = f(..., x, ...) of  bar y . df/dx.
 
 The rules are written in operations on tensors. With `create_graph` they leave a graph of
-their own, and gradients can be taken of gradients. The way is a loop with a heap, not a
-recursion: a graph may be as deep as memory allows.
+their own, and gradients can be taken of gradients. The way is a loop, not a recursion: a
+graph may be as deep as memory allows.
 
 The trap is what was saved. A tensor that has been changed in place since a rule saved it
 would give a wrong gradient silently; a version counter turns that into an error.
@@ -22,7 +22,6 @@ https://arxiv.org/abs/1502.05767 (section 3.2, reverse accumulation).
 """
 
 import contextlib
-import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -31,7 +30,7 @@ from typing import Any, Final, NamedTuple
 from jaxml.export import export
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
-_ages = itertools.count()
+_numbers = itertools.count()
 OUT: Final = object()
 """In the place of a saved tensor: the output of the operation itself."""
 
@@ -123,13 +122,13 @@ class Node:
     Attributes:
         name: of the operation.
         edges: to the inputs that require a gradient.
-        age: counts operations; inputs are older.
+        number: counts operations; inputs have smaller ones.
         hooks: called with the gradient of the output before the rules are.
         keep: gives the tensor that keeps this gradient, or None.
     """
 
     def __init__(self, name: str, edges: Sequence[Edge]) -> None:
-        self.name, self.edges, self.age = name, list(edges), next(_ages)
+        self.name, self.edges, self.number = name, list(edges), next(_numbers)
         self.hooks: dict[int, Rule] = {}
         self.keep: Callable[[], Any] = lambda: None
         self.out: Saved | None = None
@@ -165,7 +164,7 @@ class Node:
         ]
 
     def __repr__(self) -> str:
-        return f"<{self.name} number {self.age}>"
+        return f"<{self.name} number {self.number}>"
 
 
 @export("fundamentals.autograd.backward", since="0.1")
@@ -258,22 +257,22 @@ def run(
     keep = None if wanted is None else {id(target) for target in wanted}
     waiting = _count_gradients(roots)
     sums: dict[int, Any] = {}
-    ready: list[tuple[float, int, Any]] = []
+    ready: list[Any] = []
     found: dict[int, Any] = {}
 
     def give(target: Any, gradient: Any) -> None:
         key = id(target)
         sums[key] = gradient if key not in sums else sums[key] + gradient
         waiting[key] -= 1
-        if not waiting[key]:  # leaves at once, then the newest operation
-            age = -target.age if isinstance(target, Node) else -float("inf")
-            heapq.heappush(ready, (age, key, target))
+        if not waiting[key]:
+            ready.append(target)
 
     with _mode(create_graph):
         for target, gradient in zip(roots, gradients, strict=True):
             give(target, gradient)
         while ready:
-            _, key, target = heapq.heappop(ready)
+            target = ready.pop()
+            key = id(target)
             gradient = sums.pop(key)
             for hook in list(target.hooks.values()):
                 gradient = gradient.replaced_by(hook(gradient))

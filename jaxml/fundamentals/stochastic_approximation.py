@@ -41,6 +41,10 @@ from jaxml.typing import Array, Float, PRNGKeyArray
 Number = float | int
 StepSize = Callable[[Any], Any]
 """n = 1, 2, ... -> a_n."""
+Measure = Callable[[PRNGKeyArray, Array], Array]
+"""(key, theta) -> a noisy value at theta."""
+Slope = Callable[[PRNGKeyArray, Array, Array], Array]
+"""(key, theta, n) -> which way to go from theta, in its shape."""
 
 
 @export("fundamentals.stochastic_approximation.power_steps", since="0.1")
@@ -99,7 +103,7 @@ def welford(
 
 @export("fundamentals.stochastic_approximation.robbins_monro", since="0.1")
 def robbins_monro(
-    measure: Callable[[PRNGKeyArray, Array], Array],
+    measure: Measure,
     start: Float[Array, "*dims"],
     num_steps: int,
     key: PRNGKeyArray,
@@ -122,12 +126,13 @@ def robbins_monro(
     Raises:
         ValueError: if there is no step, or a measurement has another shape.
     """
-    return _path(measure, start, num_steps, key, step_size)
+    slope = lambda key, theta, n: measure(key, theta)  # noqa: E731
+    return _path(slope, start, num_steps, key, step_size)
 
 
 @export("fundamentals.stochastic_approximation.kiefer_wolfowitz", since="0.1")
 def kiefer_wolfowitz(
-    measure: Callable[[PRNGKeyArray, Array], Array],
+    measure: Measure,
     start: Float[Array, " dims"],
     num_steps: int,
     key: PRNGKeyArray,
@@ -147,20 +152,14 @@ def kiefer_wolfowitz(
     Raises:
         ValueError: as `robbins_monro`.
     """
-
-    def slope(key: PRNGKeyArray, theta: Array, n: Array) -> Array:
-        keys = jax.random.split(key, (2, len(theta)))
-        moves = width(n) * jnp.eye(len(theta), dtype=theta.dtype)
-        value = jax.vmap(measure)
-        ahead = value(keys[0], theta[None] + moves)
-        return (ahead - value(keys[1], theta[None] - moves)) / (2 * width(n))
-
-    return _path(slope, start, num_steps, key, step_size, numbered=True)
+    axes = lambda _, theta: jnp.eye(len(theta), dtype=theta.dtype)  # noqa: E731
+    slope = _slope_along(axes, measure, width)
+    return _path(slope, start, num_steps, key, step_size)
 
 
 @export("fundamentals.stochastic_approximation.spsa", since="0.1")
 def spsa(
-    measure: Callable[[PRNGKeyArray, Array], Array],
+    measure: Measure,
     start: Float[Array, " dims"],
     num_steps: int,
     key: PRNGKeyArray,
@@ -176,31 +175,42 @@ def spsa(
         ValueError: as `robbins_monro`.
     """
 
-    def slope(key: PRNGKeyArray, theta: Array, n: Array) -> Array:
-        sign_key, one, two = jax.random.split(key, 3)
-        signs = jax.random.rademacher(sign_key, theta.shape, theta.dtype)
-        move = width(n) * signs
-        gap = measure(one, theta + move) - measure(two, theta - move)
-        return gap / (2 * width(n)) * signs  # a sign is its own inverse
+    def signs(key: PRNGKeyArray, theta: Array) -> Array:
+        return jax.random.rademacher(key, (1, len(theta)), theta.dtype)
 
-    return _path(slope, start, num_steps, key, step_size, numbered=True)
+    return _path(_slope_along(signs, measure, width), start, num_steps, key, step_size)
+
+
+def _slope_along(
+    directions: Callable[[PRNGKeyArray, Array], Array],
+    measure: Measure,
+    width: StepSize,
+) -> Slope:
+    """sum_d d (loss(theta + c d) - loss(theta - c d)) / (2 c) over directions [k, dims]."""
+
+    def slope(key: PRNGKeyArray, theta: Array, n: Array) -> Array:
+        direction_key, noise_key = jax.random.split(key)
+        rows = directions(direction_key, theta)
+        ahead, behind = jax.random.split(noise_key, (2, len(rows)))
+        value, c = jax.vmap(measure), width(n)
+        gaps = value(ahead, theta[None] + c * rows) - value(
+            behind, theta[None] - c * rows
+        )
+        return (gaps / (2 * c)) @ rows
+
+    return slope
 
 
 def _path(
-    measure: Callable[..., Array],
-    start: Array,
-    num_steps: int,
-    key: PRNGKeyArray,
-    step_size: StepSize,
-    numbered: bool = False,
+    slope: Slope, start: Array, num_steps: int, key: PRNGKeyArray, step_size: StepSize
 ) -> Array:
+    """Every place of theta <- theta - a_n slope(key_n, theta, n)."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     start = jnp.asarray(start)
 
     def step(theta: Any, n: Any) -> Any:
-        extra = (n,) if numbered else ()
-        found = measure(jax.random.fold_in(key, n.astype(jnp.int32)), theta, *extra)
+        found = slope(jax.random.fold_in(key, n.astype(jnp.int32)), theta, n)
         if found.shape != theta.shape:
             raise ValueError(
                 f"a measurement must have shape {theta.shape}, got {found.shape}"

@@ -27,7 +27,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxml.export import export
-from jaxml.interop import beit, bert, mae, resnet, vit, vit_config
+from jaxml.interop import beit, bert, mae, resnet, vgg, vit, vit_config
 from jaxml.interop.files import (
     NAME,
     located,
@@ -45,21 +45,28 @@ from jaxml.interop.rules import (
     convert,
     export_state,
 )
-from jaxml.nn import ResNet, VisionTransformer, stack_blocks, unstack_blocks
+from jaxml.nn import VGG, ResNet, VisionTransformer, stack_blocks, unstack_blocks
 from jaxml.ssl import BERT, MAE, BEiT, BertEncoder
 
 STYLES = ("hf", "timm", "torchvision")
 CONFIG = "config.json"
-HEAD = "params/head"
 FAMILIES: tuple[tuple[type[nn.Module], ModuleType], ...] = (
     (ResNet, resnet),
+    (VGG, vgg),
     (VisionTransformer, vit),
     (MAE, mae),
     (BEiT, beit),
     (BERT, bert),
     (BertEncoder, bert),
 )
-NAMES = ", ".join((*resnet.ARCHITECTURES, *mae.ARCHITECTURES, *vit_config.TORCHVISION))
+NAMES = ", ".join(
+    (
+        *resnet.ARCHITECTURES,
+        *vgg.ARCHITECTURES,
+        *mae.ARCHITECTURES,
+        *vit_config.TORCHVISION,
+    )
+)
 MODEL_TYPES = ("resnet", "bert", *vit.HF_TYPES)
 
 
@@ -106,7 +113,8 @@ def load(
     module = build(state)
     family = _family(module)
     if hasattr(module, "num_classes"):
-        head = _theirs(state, family.conversion(module, style), f"{HEAD}/kernel")
+        there = f"{family.HEAD}/kernel"
+        head = _theirs(state, family.conversion(module, style), there)
         options = {"num_classes": None if head is None else len(head)} | options
     module = _with_options(module, options)
     stem = _theirs(state, family.conversion(module, style), _stem(module))
@@ -120,7 +128,7 @@ def load(
         state,
         family.conversion(module, style),
         _shapes(loop, stem.shape[1]),
-        fresh=(HEAD,) if new_head else (),
+        fresh=(getattr(family, "HEAD", "params/head"),) if new_head else (),
     )
     if getattr(module, "scan", False):
         variables = {**variables, "params": stack_blocks(variables["params"])}
@@ -142,7 +150,8 @@ def save(
     Args:
         path: a .safetensors file for the weights alone, or a folder, which gets
             model.safetensors and, in the styles "hf" and "timm", config.json.
-        module: a `ResNet`, `VisionTransformer`, `MAE`, `BEiT`, `BERT` or its encoder.
+        module: a `ResNet`, `VGG`, `VisionTransformer`, `MAE`, `BEiT`, `BERT` or its
+            encoder.
         variables: of the module.
         style: "hf" (transformers), "timm" or "torchvision".
         dtype: of the tensors; None keeps that of the variables.
@@ -232,6 +241,8 @@ def _recognised(
         size = (config.get("pretrained_cfg") or {}).get("input_size")
     if name in resnet.ARCHITECTURES:
         return "timm", lambda _: ResNet(**resnet.from_timm(name, arguments))
+    if name in vgg.ARCHITECTURES:
+        return "torchvision", lambda _: vgg.ARCHITECTURES[name]()
     if name in mae.ARCHITECTURES:
         return "timm", lambda _: mae.from_authors(name)
     if name in vit_config.TORCHVISION:

@@ -29,6 +29,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
 STEM = "params/conv1/conv/kernel"  # its third axis is the images' channels
+HEAD = "params/head"
 
 
 def conversion(module: ResNet, style: str) -> Conversion:

@@ -5,20 +5,43 @@ the depth and on batch norm. The first dense kernel reads a map of 7 x 7 that wa
 channels first there and channels last here.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
-from jaxml.interop.rules import CONV, DENSE, SAME, Conversion, Layout, Rule
-from jaxml.nn import VGG
+from jaxml.interop.rules import (
+    CONV,
+    DENSE,
+    SAME,
+    Conversion,
+    ConversionError,
+    Layout,
+    Rule,
+)
+from jaxml.nn import VGG, BatchNorm, vgg11, vgg13, vgg16, vgg19
+
+ARCHITECTURES: dict[str, Callable[[], VGG]] = {
+    name + suffix: partial(build, norm=norm)
+    for suffix, norm in (("", None), ("_bn", BatchNorm))
+    for name, build in zip(
+        ("vgg11", "vgg13", "vgg16", "vgg19"), (vgg11, vgg13, vgg16, vgg19), strict=True
+    )
+}
+STEM = "params/convs_0_0/kernel"  # its third axis is the images' channels
+HEAD = "params/dense_2"
 
 
 def conversion(module: VGG, style: str = "torchvision") -> Conversion:
     """How torchvision names this module's variables.
 
+    A module without a classifier leaves theirs.
+
     Raises:
-        ValueError: if the style is another.
+        ConversionError: if the style is another.
     """
     if style != "torchvision":
-        raise ValueError(f"the style must be torchvision, got {style!r}")
+        raise ConversionError(f"style must be torchvision, got {style}")
     rules, number = [], 0
     for stage, size in enumerate(module.stage_sizes):
         for i in range(size):
@@ -32,8 +55,10 @@ def conversion(module: VGG, style: str = "torchvision") -> Conversion:
     layouts = (_flattened(7), DENSE, DENSE)
     for i, (theirs, layout) in enumerate(zip((0, 3, 6), layouts, strict=True)):
         rules += _parameters(f"dense_{i}", f"classifier.{theirs}", layout)
-    ignored = (r".*\.num_batches_tracked",)
-    return Conversion(tuple(rules), ("module.",), ignored)
+    ignored = [r".*\.num_batches_tracked"]
+    if module.num_classes is None:
+        ignored.append(r"classifier\..*")
+    return Conversion(tuple(rules), ("module.",), tuple(ignored))
 
 
 def _parameters(ours: str, theirs: str, layout: Layout) -> list[Rule]:

@@ -31,6 +31,7 @@ from jaxml.nn import VisionTransformer, sincos_positions
 
 HF_TYPES = ("vit", "dinov2", "dinov2_with_registers", "vit_mae", "beit")
 STEM = "params/patch_embed/kernel"  # of its tensor, the second axis is the channels
+HEAD = "params/head"
 
 Names = dict[str, tuple[str, ...]]
 

@@ -81,7 +81,6 @@ def soft_dice(
             jax.tree.map(lambda x: jnp.sum(x, 0)[None], (overlap, size, counted)),
             axis_name,
         )
-        axis_name = None  # every device holds the whole now
     below = size + smooth
     some = below != 0  # also where it is NaN
     dice = jnp.where(some, (2 * overlap + smooth) / jnp.where(some, below, 1.0), 1.0)

@@ -115,9 +115,10 @@ def membrane_scores(
         thresholds: those that are tried.
 
     Returns:
-        `pixel_error`, the share of wrong pixels at one half; `rand` and `info`, the
-        largest V_Rand and V_Info; `rand_error`, one minus `rand`; and `threshold`, where
-        `rand` is largest.
+        At one half, `pixel_error`, the share of wrong pixels, and `membrane_f1`, the
+        harmonic mean of the precision and recall of membrane pixels; `rand` and `info`,
+        the largest V_Rand and V_Info; `rand_error`, one minus `rand`; and `threshold`,
+        where `rand` is largest.
 
     Raises:
         ValueError: if the shapes differ, or no threshold is given.
@@ -142,8 +143,11 @@ def membrane_scores(
         for name in ("rand", "info")
     )
     best = int(rand.argmax())
+    found = ~(probabilities > 0.5)
+    claimed = np.sum(found) + np.sum(~cells)
     return {
-        "pixel_error": float(np.mean((probabilities > 0.5) != cells)),
+        "pixel_error": float(np.mean(found == cells)),
+        "membrane_f1": float(2 * np.sum(found & ~cells) / claimed) if claimed else 1.0,
         "rand": float(rand[best]),
         "rand_error": float(1 - rand[best]),
         "info": float(info.max()),

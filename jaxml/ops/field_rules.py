@@ -11,80 +11,30 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxml.ops.field_views import Seen, View
+from jaxml.typing import Array
 
 Shape = tuple[int, ...]
 
+# fmt: off
 ELEMENTWISE = frozenset(
     [
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "add_any",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "imag",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "optimization_barrier",
-        "or",
-        "pow",
-        "real",
-        "reduce_precision",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
+        "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan",
+        "atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "copy",
+        "copy_p", "cos", "cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc",
+        "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow",
+        "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min",
+        "mul", "ne", "neg", "nextafter", "not", "optimization_barrier", "or", "pow",
+        "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign",
+        "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
         "xor",
     ]
 )
+# fmt: on
 
 
 def follow(
@@ -92,28 +42,60 @@ def follow(
 ) -> list[Seen | None]:
     """What the outputs of a jaxpr see of its last input, of `rank` axes."""
     start = Seen(tuple(View(i) if i in spatial else None for i in range(rank)))
-    return _run(closed.jaxpr, [None] * constants + [start])
+    unknown = [None] * (constants + 1)
+    with jax.ensure_compile_time_eval():  # of indices
+        return _run(closed, [None] * constants + [start], unknown)
 
 
-def _run(jaxpr: Any, inputs: Sequence[Seen | None]) -> list[Seen | None]:
+def _run(
+    closed: Any, inputs: Sequence[Seen | None], values: Sequence[Array | None]
+) -> list[Seen | None]:
+    """What the outputs see; values are those of integers that no input can change."""
+    jaxpr = getattr(closed, "jaxpr", closed)
     known: dict[Any, Seen | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+    fixed: dict[Any, Array | None] = dict(zip(jaxpr.invars, values, strict=True))
+    fixed |= dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
 
     def read(variable: Any) -> Seen | None:
         return known.get(variable) if not hasattr(variable, "val") else None
 
+    def value(variable: Any) -> Array | None:
+        is_literal = hasattr(variable, "val")
+        return np.asarray(variable.val) if is_literal else fixed.get(variable)
+
     for equation in jaxpr.eqns:
         seen = [read(variable) for variable in equation.invars]
+        values = [value(variable) for variable in equation.invars]
         if any(seen):
-            known.update(zip(equation.outvars, _pass(equation, seen), strict=True))
+            outputs = _pass(equation, seen, values)
+            known.update(zip(equation.outvars, outputs, strict=True))
+        elif not any(x is None for x in values) and _are_indices(equation.outvars):
+            fixed.update(
+                zip(equation.outvars, _evaluated(equation, values), strict=True)
+            )
     return [read(variable) for variable in jaxpr.outvars]
 
 
-def _pass(equation: Any, seen: list[Seen | None]) -> list[Seen | None]:
+def _are_indices(variables: Sequence[Any]) -> bool:
+    kinds = (jnp.integer, jnp.bool_)
+    dtypes = [variable.aval.dtype for variable in variables]
+    return all(any(jnp.issubdtype(d, kind) for kind in kinds) for d in dtypes)
+
+
+def _evaluated(equation: Any, values: Sequence[Array | None]) -> Sequence[Array]:
+    primitive = equation.primitive
+    found = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    return found if primitive.multiple_results else [found]
+
+
+def _pass(
+    equation: Any, seen: list[Seen | None], values: Sequence[Array | None]
+) -> list[Seen | None]:
     """What the outputs of one equation see."""
     name, params = equation.primitive.name, equation.params
     inner = next((params[k] for k in ("jaxpr", "call_jaxpr") if k in params), None)
     if inner is not None and name not in ("scan", "while", "cond"):
-        return _run(getattr(inner, "jaxpr", inner), seen)
+        return _run(inner, seen, values)
     if not any(
         view for one in seen if one for view in one.axes
     ):  # places do not matter
@@ -123,6 +105,8 @@ def _pass(equation: Any, seen: list[Seen | None]) -> list[Seen | None]:
     out = tuple(equation.outvars[0].aval.shape)
     if name in ELEMENTWISE:
         return [_merged(seen, shapes, out)] * len(equation.outvars)
+    if name == "gather":
+        return [_gather(_only(name, seen), values[1], shapes[0], out, params)]
     if name.startswith("reduce_window"):
         return [_reduce_window(_only(name, seen), params)]
     if name.startswith(("reduce_", "arg")) and "axes" in params:
@@ -221,6 +205,31 @@ def _slice(
         )
     ]
     return Seen(tuple(axes), source.whole)
+
+
+def _gather(
+    source: Seen, indices: Array | None, before: Shape, out: Shape, params: Params
+) -> Seen:
+    """Entries of one axis by a list of places, such as nearest upsampling."""
+    numbers = params["dimension_numbers"]
+    by_place = numbers.start_index_map
+    kept = [i for i in range(len(before)) if i not in numbers.collapsed_slice_dims]
+    listed = [i for i in range(len(out)) if i not in numbers.offset_dims]
+    if len(by_place) != 1 or set(by_place) != set(numbers.collapsed_slice_dims):
+        raise NotImplementedError("gather of more than single entries of one axis")
+    axes: list[View | None] = [None] * len(out)
+    for end, place in zip(numbers.offset_dims, kept, strict=True):
+        axes[end] = source.axes[place]
+    view, whole = source.axes[by_place[0]], source.whole
+    if view is None:
+        return Seen(tuple(axes), whole)
+    if indices is None:
+        raise NotImplementedError("gather at places that are known at run time alone")
+    if len(listed) != 1:
+        return Seen(tuple(axes), whole | {view.axis})
+    places = np.ravel(np.asarray(indices)).tolist()
+    axes[listed[0]] = view.taken(places, before[by_place[0]])
+    return Seen(tuple(axes), whole)
 
 
 def _transpose(

@@ -7,7 +7,7 @@ stride and the transposed convolution that undoes it neighbours move by turns.) 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -65,6 +65,28 @@ class View(NamedTuple):
         """With every index several times over."""
         repeated = (seen for seen in self.intervals for _ in range(times))
         return self._replace(intervals=tuple(repeated))
+
+    def taken(self, places: Sequence[int], length: int) -> "View":
+        """With the indices at these places of an axis of some length.
+
+        Where the list does not repeat, it goes on from its start, one axis further.
+        """
+        count = len(places)
+
+        def move_of(period: int) -> int:
+            """By how much the list moves in a period; 0 if it does not repeat."""
+            pairs = zip(places, places[period:], strict=False)
+            moves = {later - now for now, later in pairs}
+            return moves.pop() if len(moves) == 1 else 0
+
+        found = ((n, move) for n in range(1, count // 2 + 1) if (move := move_of(n)))
+        period, move = next(found, (count, length))
+        times = self.period // math.gcd(self.period, move)
+        seen = [
+            self.interval(places[i % period] + i // period * move)
+            for i in range(period * times)
+        ]
+        return View(self.axis, move * times // self.period * self.step, tuple(seen))
 
     def union(self, other: "View") -> "View":
         """Of two branches that meet."""

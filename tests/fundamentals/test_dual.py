@@ -55,6 +55,9 @@ def test_arrays_on_the_left(rng):
     expected = jax.jvp(run, [jnp.asarray(x)], [jnp.ones(3)])
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     assert not np.any(jvp(lambda x: x**0, [x], [x])[1])
+    value, slope = jvp(lambda x: x**0, [0.0 * x], [x])
+    assert (value == 1).all()
+    assert (slope == 0).all()
 
 
 def test_derivatives_nest():

@@ -54,11 +54,14 @@ def test_the_rule(rng, bias):
     np.testing.assert_allclose(decision(model, points), points @ w + b, rtol=1e-5)
 
 
-def test_mistakes_stay_under_the_bound(rng):
-    """Whatever the order, over 50 problems with margins from wide to narrow."""
-    learn = jax.jit(lambda x, y, key: fit(x, y, Config(epochs=2000), key))
-    for seed in range(50):
-        direction, offset = rng.normal(size=2), float(rng.normal())
+@pytest.mark.parametrize("bias", [True, False])
+def test_mistakes_stay_under_the_bound(rng, bias):
+    """Whatever the order, over 25 problems with margins from wide to narrow."""
+    config = Config(epochs=2000, bias=bias)
+    learn = jax.jit(lambda x, y, key: fit(x, y, config, key))
+    for seed in range(25):
+        angle, offset = rng.uniform(0, 2 * np.pi), bias * float(rng.normal())
+        direction = np.array([np.cos(angle), np.sin(angle)])
         x = rng.normal(size=(400, 2)).astype(np.float32)
         side = x @ direction + offset
         keep = np.flatnonzero(np.abs(side) > rng.uniform(0.1, 0.8))[:40]
@@ -68,6 +71,7 @@ def test_mistakes_stay_under_the_bound(rng):
         model = learn(x, y, jax.random.key(seed))
         assert 0 < model.mistakes.sum() <= bound
         assert (predict(model, x) == y).all()
+        assert bool(model.bias == 0) >= (not bias)
 
 
 def test_without_a_bias_and_is_out_of_reach():

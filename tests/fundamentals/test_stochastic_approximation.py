@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxml.fundamentals.stochastic_approximation import (
@@ -54,6 +55,24 @@ def test_the_mean_is_a_root(rng):
     draw = lambda key, theta: theta - samples[jax.random.randint(key, (), 0, 50)]
     path = robbins_monro(draw, jnp.float32(0), 30, key)
     np.testing.assert_allclose(path, incremental_mean(samples[order]), rtol=1e-5)
+
+
+def test_gradients_of_single_samples_make_it_gradient_descent(rng):
+    """The path is that of `optax.sgd`, with a_n as its schedule, on the same samples."""
+    x, y = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((9, 2), 9))
+    key, steps = jax.random.key(5), power_steps(0.3, 0.6)
+    loss = lambda theta, i: jnp.square(x[i] @ theta - y[i]) / 2
+    measure = lambda key, theta: jax.grad(loss)(
+        theta, jax.random.randint(key, (), 0, 9)
+    )
+    path = robbins_monro(measure, jnp.zeros(2), 6, key, steps)
+    optimizer = optax.sgd(lambda count: steps(count + 1.0))
+    theta, state = jnp.zeros(2), optimizer.init(jnp.zeros(2))
+    for n in range(1, 7):
+        gradient = measure(jax.random.fold_in(key, n), theta)
+        update, state = optimizer.update(gradient, state)
+        theta = optax.apply_updates(theta, update)
+        np.testing.assert_allclose(path[n - 1], theta, rtol=1e-5)
 
 
 SLOPE = np.array([[2.0, 0.5], [0.0, 1.0]], np.float32)

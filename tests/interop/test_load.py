@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxml import interop
 from jaxml.interop import vit_config
-from jaxml.nn import ConvNet, ResNet, VisionTransformer
+from jaxml.nn import VGG, BatchNorm, ConvNet, ResNet, VisionTransformer
 from jaxml.ssl import BERT, MAE, BEiT, BertEncoder
 
 VIT = {"image_size": (8, 12), "patch_size": 4, "width": 12, "depth": 2, "heads": 3}
@@ -160,6 +160,34 @@ def test_architecture_by_name(name, rng, tmp_path):
     assert again == module
     chex.assert_trees_all_equal(loaded, variables)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn"])
+def test_vgg_with_its_classifier_without_or_with_another(name, rng, tmp_path):
+    small = {"stage_sizes": (1, 1, 2, 1, 1), "width": 4, "hidden": 6}
+    norm = BatchNorm if name.endswith("bn") else None
+    module = VGG(**small, norm=norm, num_classes=3)
+    variables = random_variables(rng, module)
+    path = tmp_path / "x.safetensors"
+    interop.save(path, module, variables, style="torchvision")
+    again, loaded, report = interop.load(path, architecture=name, **small)
+    assert again == module
+    assert report.exact
+    chex.assert_trees_all_equal(loaded, variables)
+    features, loaded, _ = interop.load(
+        path, architecture=name, num_classes=None, **small
+    )
+    assert features == module.clone(num_classes=None)
+    for key in loaded["params"]:
+        chex.assert_trees_all_equal(loaded["params"][key], variables["params"][key])
+    assert not any("dense" in key for key in loaded["params"])
+    _, loaded, report = interop.load(
+        path, architecture=name, num_classes=5, new_head=True, **small
+    )
+    assert not np.any(loaded["params"]["dense_2"]["kernel"])
+    assert set(report.mismatched) == {"params/dense_2/kernel", "params/dense_2/bias"}
+    with pytest.raises(interop.ConversionError, match="style must be torchvision"):
+        interop.save(tmp_path, module, variables, style="timm")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -121,6 +121,11 @@ def test_thick_membranes_cost_pixels_alone():
     scores = membrane_scores(p, cells, thresholds=(0.5,))
     assert scores["rand"] == pytest.approx(1)
     assert scores["pixel_error"] == pytest.approx(6 / 20)
+    # One column of twenty is membrane, seven are said to be.
+    assert scores["membrane_f1"] == pytest.approx(2 / (1 + 7))
+    p = np.where(cells, 0.9, 0.9)
+    assert membrane_scores(p, cells)["membrane_f1"] == 0
+    assert membrane_scores(p, cells | True)["membrane_f1"] == 1
 
 
 def test_bad_input_is_refused():

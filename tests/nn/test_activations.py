@@ -1,4 +1,11 @@
-"""Activations against `jax.nn`, and their gradients on eight devices."""
+"""Activations against `jax.nn`, PyTorch's edge points, and gradients on eight devices.
+
+`golden/activations.npz` is PyTorch's word on 15 points from minus infinity to NaN, written by
+`python -m tests.oracle.write_golden_activations`. We agree but for what `DIFFERENT` lists; an
+entry that no longer differs fails, so that the list stays true.
+"""
+
+from pathlib import Path
 
 import chex
 import jax
@@ -20,6 +27,71 @@ from jaxml.nn.activations import (
     swish,
 )
 from jaxml.parallel import data_mesh
+
+GOLDEN = Path(__file__).parent / "golden/activations.npz"
+OURS = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
+    "prelu": lambda x: PReLU(False).apply({"params": {"slope": jnp.full(1, 0.25)}}, x),
+    "rrelu": rrelu,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "celu": jax.nn.celu,
+    "gelu": gelu,
+    "gelu_tanh": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "swish": swish,
+    "mish": jax.nn.mish,
+    "softplus": jax.nn.softplus,
+    "soft_sign": jax.nn.soft_sign,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "hard_tanh": jax.nn.hard_tanh,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_silu": jax.nn.hard_silu,
+    "relu_squared": relu_squared,
+    "sign": sign,
+    "step": step,
+}
+ZEROS = [("slope", "-0.0"), ("slope", "0.0")]
+NAN = [("slope", "nan")]  # torch lets a gradient through or not; NaN or 0 here
+DIFFERENT = {
+    **dict.fromkeys(("relu", "relu6", "elu", "selu", "celu"), NAN),
+    **dict.fromkeys(("hard_silu", "relu_squared"), NAN),
+    **dict.fromkeys(
+        ("leaky_relu", "prelu", "rrelu"), ZEROS
+    ),  # 1 here, the left one there
+    "hard_tanh": [("slope", "-1.0"), ("slope", "1.0")],  # 1 here, 0 there
+    "gelu": [("value", "inf")],  # inf here, NaN there
+    "sign": [("value", "nan")],  # NaN here, 0 there
+    "step": [("value", "nan")],  # likewise
+}
+
+
+def test_edge_points_are_pytorchs_but_for_what_is_listed():
+    golden = np.load(GOLDEN)
+    assert set(golden) == {"points", *OURS}
+    points = golden["points"]
+
+    @jax.jit
+    def tables(x):
+        pairs = {name: jax.vjp(function, x) for name, function in OURS.items()}
+        return {name: (y, *pull(jnp.ones_like(y))) for name, (y, pull) in pairs.items()}
+
+    found = {}
+    for name, pair in tables(jnp.asarray(points)).items():
+        same = np.isclose(pair, golden[name], rtol=1e-5, atol=1e-5, equal_nan=True)
+        apart = [
+            (kind, str(point))
+            for kind, row in zip(("value", "slope"), same, strict=True)
+            for point, ok in zip(points, row, strict=True)
+            if not ok
+        ]
+        if apart:
+            found[name] = apart
+    assert found == DIFFERENT
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

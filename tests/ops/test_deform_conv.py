@@ -31,7 +31,8 @@ def golden():
 @pytest.mark.parametrize("form", ["gather", "matmul"])
 @pytest.mark.parametrize("case", range(4))
 def test_torchvision(golden, case, form, monkeypatch):
-    monkeypatch.setattr(deform_conv, "PLACES_PER_BLOCK", 8)  # several, and one not full
+    for name in ("PLACES_PER_BLOCK", "PLACES_PER_GRADIENT"):
+        monkeypatch.setattr(deform_conv, name, 8)  # several, and one not full
     last = lambda name: np.moveaxis(golden[f"{name}{case}"], 1, -1)
     names = ["inputs", "offsets", "kernel", "bias", "mask"]
     if f"d_mask{case}" not in golden:

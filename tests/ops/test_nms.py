@@ -83,6 +83,22 @@ def test_any_number_of_boxes(rng, n, k):
         assert chosen(*keep(boxes, scores, threshold, k), n) == expected[:k]
 
 
+def test_overlaps_of_exactly_the_threshold(rng):
+    """Whole pixels, in several tiles: hundreds of pairs lie on it, and none is over."""
+    low = rng.integers(0, 90, (N, 2)) * 4
+    boxes = np.float32(np.concatenate([low, low + rng.integers(1, 4, (N, 2)) * 4], 1))
+    boxes[N // 2 :] = boxes[: N // 2] + np.float32([0, 0, 0, 4])
+    scores = np.linspace(1, 0, N, dtype=np.float32)
+    boxes[:5, 2] -= 20  # turned round
+    on_it = 0
+    for threshold in (0.25, 0.5, 0.75):
+        pairs = [iou_numpy(boxes[i], boxes[:i]) == threshold for i in range(N)]
+        on_it += sum(p.any() for p in pairs)
+        expected = nms_loop(boxes, scores, threshold)
+        assert chosen(*keep(boxes, scores, threshold, N), N) == expected
+    assert on_it > 50
+
+
 def test_a_long_chain_within_a_tile():
     """Each box suppresses the next alone: every other one stays, in 300 rounds."""
     left = np.arange(N, dtype=np.float32)
@@ -120,10 +136,10 @@ def test_labels_cost_no_precision():
 
 def test_many_labels_over_several_slabs(rng):
     n = 1500
-    boxes, scores = scene(rng, n, size=1e3, objects=600)
+    boxes, scores = scene(rng, n, size=1e3, objects=900)
     labels = rng.integers(0, 3, n)
     expected = nms_loop(boxes, scores, 0.5, labels)
-    assert len(expected) > 600
+    assert len(expected) > 1024
     assert chosen(*keep_by_label(boxes, scores, labels, 0.5, n), n) == expected
     assert chosen(*keep(boxes, scores, 0.5, n), n) == nms_loop(boxes, scores, 0.5)
 

@@ -1,5 +1,7 @@
 """Receptive fields against each other and against what the gradient says."""
 
+import doctest
+import importlib
 from fractions import Fraction
 
 import flax.linen as nn
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxml.nn import ConvNet, resnet18, vit_tiny
+from jaxml.nn.fpn import resize_nearest
 from jaxml.ops import (
     ReceptiveField,
     Window,
@@ -88,6 +91,10 @@ class Net(nn.Module):
         if self.kind == "unet":
             low = conv((3, 3))(nn.avg_pool(x, (2, 2), (2, 2)))
             return x + low.repeat(2, 1).repeat(2, 2)
+        if self.kind == "nearest":  # to an odd size, as in a feature pyramid
+            low = conv((3, 3))(nn.avg_pool(x, (2, 2), (2, 2)))
+            up = resize_nearest(low, (23, 19))
+            return up + conv((2, 2), padding="VALID")(x)
         if self.kind == "patches":
             b, h, w, c = x.shape
             x = x.reshape(b, h // 4, 4, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
@@ -106,6 +113,7 @@ KINDS = [
     "pooled",
     "transposed",
     "unet",
+    "nearest",
     "patches",
     "cut",
 ]
@@ -229,3 +237,12 @@ def test_the_effective_field_refuses_what_has_none():
         effective_receptive_field(lambda x: x.mean((1, 2)), images, jax.random.key(0))
     with pytest.raises(ValueError, match="no input counts"):
         effective_receptive_field(lambda x: 0 * x, images, jax.random.key(0))
+
+
+def test_examples():
+    module = importlib.import_module(
+        "jaxml.ops.receptive_field"
+    )  # ops has a function so
+    result = doctest.testmod(module)
+    assert result.attempted > 2
+    assert not result.failed

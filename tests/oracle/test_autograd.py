@@ -1,6 +1,9 @@
-"""The tape against torch.autograd: random graphs, and what both refuse."""
+"""The tape against torch.autograd: random graphs (with differences and JAX), and refusals."""
+
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,25 +25,49 @@ def on_tensors(name, x):
     return getattr(x, name)()
 
 
-def test_a_thousand_random_graphs():
-    """Gradients, and for every fifth graph the gradients of their sum."""
-    rng = np.random.default_rng(1)
-    for i in range(1000):
+def on_arrays(name, x):
+    return getattr(jnp, name)(x)
+
+
+def on_numpy(name, x):
+    return getattr(np, name)(x)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_thousand_random_graphs(seed):
+    """Against PyTorch, `jax.vjp`, and differences along a line; every fifth a second time."""
+    rng = np.random.default_rng(seed)
+    for i in range(250):
         leaves = random_leaves(rng, 3)
         program = random_program(rng, 3, int(rng.integers(1, 9)))
         ours = [Tensor(x, requires_grad=True) for x in leaves]
         theirs = [torch.tensor(x, requires_grad=True) for x in leaves]
         twice = i % 5 == 0
-        mine = grad(run(program, ours, on_tensors), ours, None, None, twice, True)
-        true = torch.autograd.grad(
-            run(program, theirs, on_tensors),
-            theirs,
-            None,
-            None,
-            twice,
-            allow_unused=True,
-        )
+        out = run(program, ours, on_tensors)
+        mine = grad(out, ours, None, None, twice, True)
+        value = run(program, theirs, on_tensors)
+        true = torch.autograd.grad(value, theirs, None, None, twice, allow_unused=True)
         compare(mine, true)
+        found = [
+            0 * x if g is None else np.asarray(g.data)
+            for g, x in zip(mine, leaves, strict=True)
+        ]
+        step = [np.cos(1 + 5 * x) for x in leaves]
+        ahead, behind = (
+            run(
+                program,
+                [x + s * d for x, d in zip(leaves, step, strict=True)],
+                on_numpy,
+            )
+            for s in (1e-6, -1e-6)
+        )
+        slope = sum(np.sum(g * d) for g, d in zip(found, step, strict=True))
+        assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-6), i
+        on_jax = functools.partial(run, program, f=on_arrays)
+        value, pull = jax.vjp(on_jax, [jnp.asarray(x) for x in leaves])
+        np.testing.assert_allclose(out.data, value, rtol=1e-12)
+        for g, x in zip(found, pull(jnp.ones_like(value))[0], strict=True):
+            np.testing.assert_allclose(g, x, rtol=1e-8, atol=1e-10)
         if twice and any(g is not None and g.requires_grad for g in true):
             total = lambda gs: sum((g**2).sum() for g in gs if g is not None)
             mine = grad(total(mine), ours, allow_unused=True)

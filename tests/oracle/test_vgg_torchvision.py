@@ -1,14 +1,14 @@
 """VGG gives torchvision's outputs and gradients; what is written is what was read."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
-from jaxml.interop import convert, vgg  # noqa: E402
+from jaxml import interop  # noqa: E402
 from jaxml.nn import VGG, BatchNorm  # noqa: E402
 from jaxml.segmentation import FCN, fcn_from_vgg  # noqa: E402
 
@@ -46,17 +46,23 @@ def ours(batch_norm):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("size", [(224, 224), (65, 90)])
-def test_outputs_are_torchvisions(rng, batch_norm, size):
+def test_outputs_are_torchvisions(rng, batch_norm, size, tmp_path):
     torch.manual_seed(0)
     model, module = theirs(batch_norm).eval(), ours(batch_norm)
     images = rng.normal(size=(2, *size, 3)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    like = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
+    path = tmp_path / "vgg.safetensors"
+    save_file(model.state_dict(), path)
+    options = {name: getattr(module, name) for name in ("width", "hidden", "dropout")}
+    loaded, variables, report = interop.load(
+        path,
+        architecture="vgg11_bn" if batch_norm else "vgg11",
+        stage_sizes=module.stage_sizes,
+        **options,
     )
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    variables = convert(state, vgg.conversion(module), like)[0]
+    assert loaded == module
+    assert report.exact
     actual = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
