@@ -18,18 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.ssl import masked_images, protocol
+from experiments.ssl import masked_images, protocol, settings
 from jaxml import draw, ops, train
 from jaxml.compose import augmented
 from jaxml.ssl import BEiT, beit, blockwise_masking, cover
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """Masked image modelling on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     patch_size: int = 4
     """Side of a patch, a power of two; it divides the pictures'."""
     width: int = 192
@@ -58,26 +56,12 @@ class Config:
     """Pictures may be mirrored."""
     num_steps: int = 4000
     """Updates of the ViT."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 1.5e-3
     """Of the ViT's AdamW, at its highest."""
     weight_decay: float = 0.05
     """Of matrices."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order, augmentation and masks."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
     save_every: int = 500
     """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/beit_cifar10")
     """Where everything is written; a run found there is continued."""
 

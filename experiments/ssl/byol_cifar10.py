@@ -24,36 +24,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import flax.linen as linen
 import jax
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, resnet18
+from jaxml.ops.views import Views
 from jaxml.ssl import BYOL, byol, cosine_momentum, is_weight
 from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """BYOL on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the small encoder; the last is the number of features."""
-    size: int = 32
-    """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.06
     """Of SGD with momentum 0.9, on a cosine."""
     weight_decay: float = 5e-4
@@ -62,20 +51,6 @@ class Config:
     """Widths of the projector and of the predictor; (4096, 256) on ImageNet."""
     momentum: float = 0.99
     """Of the target network at first; it rises to one on a cosine."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/byol_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -106,18 +81,20 @@ def run_one(config: Config) -> protocol.Results:
         return ops.random_solarize(key, first(view_key, image), 0.2)
 
     views = ops.two_views(first, second)
-    backbone = (
-        ConvNet(config.widths, axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", axis_name="data")
-    )
+    return learn(config, config.dataset, config.backbone(), views)
+
+
+def learn(
+    config: Any, dataset: str, backbone: linen.Module, views: Views
+) -> protocol.Results:
+    """What BYOL does on any data set."""
     model = BYOL(backbone, config.head, config.head, axis_name="data")
     method = byol(model, momentum=cosine_momentum(config.momentum, config.num_steps))
     rate = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
     decay = optax.add_decayed_weights(config.weight_decay, mask=is_weight)
     return protocol.pretrain(
         config,
-        dataset=config.dataset,
+        dataset=dataset,
         method=augmented(method, views, "data"),
         views=views,
         optimizer=optax.chain(decay, optax.sgd(rate, momentum=0.9)),

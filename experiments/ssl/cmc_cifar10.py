@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import data, ops
 from jaxml.compose import augmented
 from jaxml.nn import ConvNet
@@ -40,19 +40,13 @@ from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """CMC on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     widths: tuple[int, ...] = (48, 96, 192)
     """Channels of each view's encoder; features are twice the last."""
     size: int = 32
     """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.03
     """Of SGD with momentum 0.9; a tenth after three and four fifths of the steps."""
     weight_decay: float = 5e-4
@@ -65,20 +59,6 @@ class Config:
     """Images drawn against each; 16384 on ImageNet."""
     momentum: float = 0.5
     """Weight of what a bank holds."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/cmc_cifar10")
     """Where everything is written; a run found there is continued."""
 

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import data, draw, ops, train
 from jaxml.compose import augmented
 from jaxml.ssl import (
@@ -45,11 +45,9 @@ from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """Colorization on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the encoder's blocks; the last is the number of features."""
     layers: int = 2
@@ -64,28 +62,10 @@ class Config:
     """Of the annealed mean."""
     counted: int = 5000
     """Training pictures in which colours are counted."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 1e-3
     """Peak of AdamW's cosine schedule, which a twentieth of the steps leads up to."""
     weight_decay: float = 1e-3
     """Of AdamW."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/colorization_cifar10")
     """Where everything is written; a run found there is continued."""
 

@@ -29,7 +29,7 @@ import jax
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
 from jaxml.ssl import CPC, PatchEncoder, cpc, patch_views
@@ -37,11 +37,9 @@ from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """CPC on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the patch encoder; the last is the number of features."""
     context_width: int = 256
@@ -60,26 +58,10 @@ class Config:
     """Pixels of a patch."""
     stride: int = 4
     """Pixels between patches."""
-    num_steps: int = 800
-    """Optimizer updates."""
     batch_size: int = 32
     """Images per update, over all devices."""
     learning_rate: float = 1e-3
     """Peak of Adam's cosine schedule, which a twentieth of the steps leads up to."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/cpc_cifar10")
     """Where everything is written; a run found there is continued."""
 

@@ -29,7 +29,7 @@ from typing import Literal
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml.compose import augmented
 from jaxml.ssl import (
     InfoMaxEncoder,
@@ -41,11 +41,9 @@ from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """Deep InfoMax on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the convolutions."""
     hidden: int = 1024
@@ -64,26 +62,8 @@ class Config:
     """Which local critic."""
     critic_width: int = 512
     """Of the local critic; 2048 in the paper."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 1e-4
     """Of Adam, for the encoder with its critics and for the discriminator."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/deep_infomax_cifar10")
     """Where everything is written; a run found there is continued."""
 

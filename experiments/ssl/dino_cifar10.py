@@ -26,26 +26,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as linen
 import jax
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import draw, ops, train
 from jaxml.compose import augmented
 from jaxml.nn import VisionTransformer, resnet18
+from jaxml.ops.views import Views
 from jaxml.ssl import DINO, class_attention, cosine_momentum, dino, dino_optimizer
 from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """DINO on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     encoder: Literal["vit", "resnet18"] = "vit"
     """A transformer, or the ResNet-18 with a CIFAR stem of the literature."""
     width: int = 192
@@ -64,8 +64,6 @@ class Config:
     """Small crops of each image."""
     local_size: int = 16
     """Of the small crops, in pixels; whole patches."""
-    num_steps: int = 800
-    """Optimizer updates."""
     batch_size: int = 64
     """Images per update, over all devices."""
     learning_rate: float = 5e-4
@@ -82,20 +80,6 @@ class Config:
     """Of the teacher at first; it rises to one on a cosine."""
     freeze_steps: int = 50
     """Steps in which the last layer stays."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/dino_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -132,8 +116,17 @@ def run_one(config: Config) -> protocol.Results:
         config.num_local,
         global2=partial(large, solarize=0.2),
     )
-    vit = VisionTransformer(
-        config.size,
+    vit = transformer(config, config.size)
+    if config.encoder == "vit":
+        return learn(config, config.dataset, vit, views, partial(picture, vit))
+    resnet = resnet18(stem="cifar", axis_name="data")
+    return learn(config, config.dataset, resnet, views)
+
+
+def transformer(config: Any, size: int) -> VisionTransformer:
+    """A ViT for large crops of a size, and for small ones."""
+    return VisionTransformer(
+        size,
         config.patch_size,
         config.width,
         config.depth,
@@ -142,27 +135,34 @@ def run_one(config: Config) -> protocol.Results:
         any_size=True,
         axis_name="data",
     )
-    is_vit = config.encoder == "vit"
-    backbone = vit if is_vit else resnet18(stem="cifar", axis_name="data")
+
+
+def learn(
+    config: Any,
+    dataset: str,
+    backbone: linen.Module,
+    views: Views,
+    pictures: protocol.Pictures | None = None,
+) -> protocol.Results:
+    """What DINO does on any data set."""
+    warm_up = config.num_steps // 10
     method = dino(
         DINO(backbone, config.num_outputs, config.head, axis_name="data"),
         momentum=cosine_momentum(config.momentum, config.num_steps),
-        teacher_temperature=optax.linear_schedule(
-            *config.temperature, config.num_steps // 10
-        ),
+        teacher_temperature=optax.linear_schedule(*config.temperature, warm_up),
         freeze_steps=config.freeze_steps,
     )
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.num_steps // 10, config.num_steps, 1e-6
+        0.0, config.learning_rate, warm_up, config.num_steps, 1e-6
     )
     optimizer = dino_optimizer(rate, config.num_steps, weight_decay=config.weight_decay)
     return protocol.pretrain(
         config,
-        dataset=config.dataset,
+        dataset=dataset,
         method=augmented(method, views, "data"),
         views=views,
         optimizer=optimizer,
-        pictures=partial(picture, vit) if is_vit else None,
+        pictures=pictures,
     )
 
 

@@ -13,19 +13,15 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import optax
 import tyro
 
-from experiments.ssl import protocol
-from jaxml import draw, ops, train
-from jaxml.compose import augmented
-from jaxml.nn import VisionTransformer
-from jaxml.ssl import DINO, class_attention, cosine_momentum, dino, dino_optimizer
+from experiments.ssl import dino_cifar10, protocol, settings
+from jaxml import ops
 from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.SmallPictures):
     """DINO on Fashion-MNIST."""
 
     width: int = 192
@@ -42,8 +38,6 @@ class Config:
     """Small crops of each image."""
     local_size: int = 16
     """Of the small crops, in pixels; whole patches."""
-    num_steps: int = 1500
-    """Optimizer updates."""
     batch_size: int = 64
     """Images per update, over all devices."""
     learning_rate: float = 5e-4
@@ -60,20 +54,6 @@ class Config:
     """Of the teacher at first; it rises to one on a cosine."""
     freeze_steps: int = 50
     """Steps in which the last layer stays."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/dino_fashion_mnist")
     """Where everything is written; a run found there is continued."""
 
@@ -87,36 +67,9 @@ def run_one(config: Config) -> protocol.Results:
     """One seed."""
     small = partial(part, size=config.local_size)
     views = ops.multi_crop(protocol.garment_view, small, config.num_local)
-    backbone = VisionTransformer(
-        28,
-        config.patch_size,
-        config.width,
-        config.depth,
-        config.heads,
-        drop_path=config.drop_path,
-        any_size=True,
-        axis_name="data",
-    )
-    method = dino(
-        DINO(backbone, config.num_outputs, config.head, axis_name="data"),
-        momentum=cosine_momentum(config.momentum, config.num_steps),
-        teacher_temperature=optax.linear_schedule(
-            *config.temperature, config.num_steps // 10
-        ),
-        freeze_steps=config.freeze_steps,
-    )
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.num_steps // 10, config.num_steps, 1e-6
-    )
-    optimizer = dino_optimizer(rate, config.num_steps, weight_decay=config.weight_decay)
-    return protocol.pretrain(
-        config,
-        dataset="fashion_mnist",
-        method=augmented(method, views, "data"),
-        views=views,
-        optimizer=optimizer,
-        pictures=partial(picture, backbone),
-    )
+    vit = dino_cifar10.transformer(config, 28)
+    pictures = partial(dino_cifar10.picture, vit)
+    return dino_cifar10.learn(config, "fashion_mnist", vit, views, pictures)
 
 
 def part(key: PRNGKeyArray, image: Array, *, size: int) -> Array:
@@ -124,19 +77,6 @@ def part(key: PRNGKeyArray, image: Array, *, size: int) -> Array:
     view_key, key = jax.random.split(key)
     view = protocol.garment_view(view_key, image)
     return ops.random_resized_crop(key, view, size, area=(0.1, 0.4))
-
-
-def picture(
-    backbone: VisionTransformer,
-    path: Path,
-    state: train.TrainState,
-    split: protocol.Split,
-) -> None:
-    """What the heads of the teacher's last block look at."""
-    images = ops.to_float(split["image"][:8])
-    params = state.model_state["teacher"]["params"]["backbone"]
-    weights = class_attention(backbone, params, images)
-    draw.save_attention(path / "attention.png", images, weights)
 
 
 if __name__ == "__main__":

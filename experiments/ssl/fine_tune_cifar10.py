@@ -23,54 +23,26 @@ the neighbours, and more to ten labels per class.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import data, ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, resnet18
 from jaxml.ssl import FineTuned, fine_tune
 from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """Supervised training on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the small encoder."""
-    size: int = 32
-    """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.1
     """Of SGD with Nesterov momentum 0.9, on a cosine."""
     weight_decay: float = 5e-4
     """Of the optimizer."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/fine_tune_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -99,13 +71,8 @@ def run_one(config: Config) -> protocol.Results:
         moved = ops.pad_and_crop(key, image, padding=config.size // 8)
         return {"view": ops.random_horizontal_flip(flip_key, moved)}
 
-    backbone = (
-        ConvNet(config.widths, axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", axis_name="data")
-    )
     known = data.describe(config.dataset, data_dir=config.data_dir)
-    model = FineTuned(backbone, len(known.classes), axis_name="data")
+    model = FineTuned(config.backbone(), len(known.classes), axis_name="data")
     rate = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
     decay = optax.add_decayed_weights(config.weight_decay)
     optimizer = optax.chain(decay, optax.sgd(rate, momentum=0.9, nesterov=True))

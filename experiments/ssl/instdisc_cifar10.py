@@ -25,35 +25,21 @@ they are apart. `fit` says so: "worse than chance".
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import data, ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, resnet18
 from jaxml.ssl import Projected, instdisc
 from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """InstDisc on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the small encoder; the last is the number of features."""
-    size: int = 32
-    """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.03
     """Of SGD with momentum 0.9; a tenth after three and four fifths of the steps."""
     weight_decay: float = 5e-4
@@ -68,20 +54,6 @@ class Config:
     """Weight of what the bank holds."""
     proximal: float = 0.0
     """Lambda of the proximal term."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/instdisc_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -110,11 +82,7 @@ def run_one(config: Config) -> protocol.Results:
     def views(key: PRNGKeyArray, image: Array) -> dict[str, Array]:
         return {"view": ops.moco_v2_view(key, image, size=config.size, blur=0)}
 
-    backbone = (
-        ConvNet(config.widths, axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", axis_name="data")
-    )
+    backbone = config.backbone()
     described = data.describe(config.dataset, data_dir=config.data_dir)
     method = instdisc(
         Projected(backbone, (config.dim,), axis_name="data"),

@@ -30,30 +30,17 @@ import jax
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, resnet18
 from jaxml.ssl import Projected, invaspread
 from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """InvaSpread on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the small encoder; the last is the number of features."""
-    size: int = 32
-    """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.03
     """Of SGD with momentum 0.9; a tenth after three and four fifths of the steps."""
     weight_decay: float = 5e-4
@@ -64,20 +51,6 @@ class Config:
     """Size of the embedding."""
     variant: Literal["paper", "code"] = "paper"
     """Which of the two forms of the loss."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/invaspread_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -109,11 +82,7 @@ def run_one(config: Config) -> protocol.Results:
 
     copy = partial(ops.moco_v2_view, size=config.size, blur=0)
     views = ops.two_views(nearly_itself, copy)
-    backbone = (
-        ConvNet(config.widths, axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", axis_name="data")
-    )
+    backbone = config.backbone()
     method = invaspread(
         Projected(backbone, (config.dim,), axis_name="data"),
         temperature=config.temperature,

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import draw, ops, train
 from jaxml.compose import augmented
 from jaxml.nn import ConvNet
@@ -48,11 +48,9 @@ from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """Jigsaw puzzles on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the encoder; the last is the number of features."""
     dim: int = 128
@@ -71,28 +69,10 @@ class Config:
     """Share of pictures that are made gray."""
     channel_jitter: int = 1
     """Pixels by which the colours of a tile are moved against each other; 2 in the paper."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.05
     """Peak of SGD's cosine schedule, with Nesterov momentum 0.9."""
     weight_decay: float = 5e-4
     """Of the optimizer."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/jigsaw_cifar10")
     """Where everything is written; a run found there is continued."""
 

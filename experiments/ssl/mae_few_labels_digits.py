@@ -6,6 +6,13 @@
 A small ViT is pretrained as the encoder of a masked autoencoder on the whole training split,
 then trained to classify with 1, 2, 5, 10 and 50 labels per class, beside the same ViT from
 random weights. `curve.png` shows both.
+
+With `--pretrain-steps 1500` (seed 0, JAX 0.10.2, two shared CPU cores under load, half an
+hour; accuracy on the test split in percent):
+
+    labels per class         1       2       5      10      50
+    from scratch          46.8    64.5    73.8    80.0    85.6
+    pretrained            54.9    65.9    80.6    90.4    94.1
 """
 
 from collections.abc import Mapping
@@ -36,7 +43,7 @@ class Config:
     """Blocks of the encoder."""
     heads: int = 3
     """Of the encoder's attention."""
-    decoder_width: int = 64
+    decoder_width: int = 48
     """Of the decoder."""
     decoder_depth: int = 1
     """Blocks of the decoder."""

@@ -24,34 +24,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
-from jaxml.nn import BatchNorm, ConvNet, resnet18
+from jaxml.nn import BatchNorm
 from jaxml.ssl import Projected, moco
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """MoCo v2 on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the small encoder; the last is the number of features."""
-    size: int = 32
-    """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.06
     """Of SGD with momentum 0.9, on a cosine."""
     weight_decay: float = 5e-4
@@ -68,20 +55,6 @@ class Config:
     """Parts of the batch with batch statistics of their own."""
     shuffle: bool = True
     """Encode the keys in another order than the queries."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/moco_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -109,11 +82,7 @@ def run_one(config: Config) -> protocol.Results:
     """One seed."""
     views = ops.two_views(partial(ops.moco_v2_view, size=config.size, blur=0))
     norm = partial(BatchNorm, num_groups=config.num_groups)
-    backbone = (
-        ConvNet(config.widths, norm=norm, axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", norm=norm, axis_name="data")
-    )
+    backbone = config.backbone(norm=norm)
     method = moco(
         Projected(backbone, config.head, axis_name="data"),
         queue_size=config.queue_size,

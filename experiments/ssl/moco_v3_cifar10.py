@@ -24,24 +24,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as linen
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, VisionTransformer, resnet18
+from jaxml.nn import VisionTransformer
+from jaxml.ops.views import Views
 from jaxml.ssl import MoCoV3, cosine_momentum, is_weight, moco_v3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """MoCo v3 on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     encoder: Literal["vit", "convnet", "resnet18"] = "vit"
     """A transformer, a small encoder for a CPU, or ResNet-18 with a CIFAR stem."""
     width: int = 192
@@ -52,14 +52,6 @@ class Config:
     """Its heads of attention."""
     patch_size: int = 4
     """Side of its patches, in pixels."""
-    widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the small encoder; the last is the number of features."""
-    size: int = 32
-    """Of the views, in pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 1e-3
     """Peak of AdamW's cosine, which a tenth of the steps leads up to."""
     weight_decay: float = 0.1
@@ -70,20 +62,6 @@ class Config:
     """Hidden and last width of projector and predictor; (4096, 256) on ImageNet."""
     momentum: float = 0.99
     """Of the key encoder at first; it rises to one on a cosine."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/moco_v3_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -110,20 +88,24 @@ def main(config: Config) -> Mapping[str, float]:
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
     views = ops.two_views(partial(ops.simclr_cifar_view, size=config.size))
-    if config.encoder == "vit":
-        backbone = VisionTransformer(
-            config.size,
-            config.patch_size,
-            config.width,
-            config.depth,
-            config.heads,
-            position="sincos",
-            axis_name="data",
-        )
-    elif config.encoder == "convnet":
-        backbone = ConvNet(config.widths, axis_name="data")
-    else:
-        backbone = resnet18(stem="cifar", axis_name="data")
+    if config.encoder != "vit":
+        return learn(config, config.dataset, config.backbone(), views)
+    vit = VisionTransformer(
+        config.size,
+        config.patch_size,
+        config.width,
+        config.depth,
+        config.heads,
+        position="sincos",
+        axis_name="data",
+    )
+    return learn(config, config.dataset, vit, views)
+
+
+def learn(
+    config: Any, dataset: str, backbone: linen.Module, views: Views
+) -> protocol.Results:
+    """What MoCo v3 does on any data set."""
     hidden, last = config.head
     widths = (hidden, hidden, last)
     model = MoCoV3(backbone, widths, (hidden, last), axis_name="data")
@@ -138,7 +120,7 @@ def run_one(config: Config) -> protocol.Results:
     optimizer = optax.adamw(rate, weight_decay=config.weight_decay, mask=is_weight)
     return protocol.pretrain(
         config,
-        dataset=config.dataset,
+        dataset=dataset,
         method=augmented(method, views, "data"),
         views=views,
         optimizer=optimizer,

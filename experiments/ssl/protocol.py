@@ -31,6 +31,8 @@ from jaxml.typing import Array, Float, PRNGKeyArray
 
 Split = Mapping[str, np.ndarray]
 Results = dict[str, float]
+Pictures = Callable[[Path, train.TrainState, Split], object]
+"""Draws into a folder what is a method's own, given the last state and the test split."""
 MAY_CHANGE = ("out", "seeds", "save_every", "data_dir", "distributed")
 """Fields of a configuration that do not change what a run computes."""
 
@@ -81,13 +83,11 @@ def pretrain(
     views: Views,
     optimizer: optax.GradientTransformation,
     with_index: bool = False,
-    pictures: Callable[[Path, train.TrainState, Split], object] | None = None,
+    pictures: Pictures | None = None,
 ) -> Results:
     """Trains one seed (or continues it), judges it, and draws its pictures.
 
     `with_index` tells the method each sample's place in the split, for a memory bank.
-    `pictures` draws what is the method's own: it is given the folder, the last state and
-    the test split.
     """
     source = {"name": dataset, "data_dir": config.data_dir}
     train_split = data.load_arrays(split="train", **source)

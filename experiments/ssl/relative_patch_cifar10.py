@@ -31,7 +31,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import draw, ops, train
 from jaxml.compose import augmented
 from jaxml.nn import ConvNet
@@ -40,11 +40,9 @@ from jaxml.typing import Array, PRNGKeyArray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Photographs):
     """Relative patches on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the encoder; the last is the number of features."""
     head: tuple[int, ...] = (512, 512)
@@ -59,28 +57,10 @@ class Config:
     """What closes the shortcut of chromatic aberration; gray pictures have none."""
     pixelated: float = 0.0
     """Probability that a patch is pixelated; of use where it has many pixels."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.05
     """Peak of SGD's cosine schedule, with Nesterov momentum 0.9."""
     weight_decay: float = 5e-4
     """Of the optimizer."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/relative_patch_cifar10")
     """Where everything is written; a run found there is continued."""
 

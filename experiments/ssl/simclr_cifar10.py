@@ -19,31 +19,27 @@ split in percent:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import flax.linen as linen
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, resnet18
+from jaxml.ops.views import Views
 from jaxml.ssl import SimCLR, simclr
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """SimCLR on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels of the small encoder; the last is the number of features."""
     learning_rate: float = 1e-3
     """Peak of AdamW's cosine schedule, which a twentieth of the steps leads up to."""
     weight_decay: float = 1e-4
@@ -52,20 +48,6 @@ class Config:
     """Of NT-Xent."""
     head: tuple[int, ...] = (512, 128)
     """Widths of the projection head."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/simclr_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -77,19 +59,21 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    views = ops.two_views(ops.simclr_cifar_view)
-    backbone = (
-        ConvNet((32, 64, 128), axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", axis_name="data")
-    )
+    views = ops.two_views(partial(ops.simclr_cifar_view, size=config.size))
+    return learn(config, config.dataset, config.backbone(), views)
+
+
+def learn(
+    config: Any, dataset: str, backbone: linen.Module, views: Views
+) -> protocol.Results:
+    """What SimCLR does on any data set."""
     model = SimCLR(backbone, config.head, axis_name="data")
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.num_steps // 20, config.num_steps
     )
     return protocol.pretrain(
         config,
-        dataset=config.dataset,
+        dataset=dataset,
         method=augmented(simclr(model, temperature=config.temperature), views, "data"),
         views=views,
         optimizer=optax.adamw(rate, weight_decay=config.weight_decay),

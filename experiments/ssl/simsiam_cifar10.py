@@ -23,30 +23,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import flax.linen as linen
 import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings
 from jaxml import ops
 from jaxml.compose import augmented
-from jaxml.nn import ConvNet, resnet18
+from jaxml.ops.views import Views
 from jaxml.ssl import SimSiam, constant_predictor_rate, simsiam
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Encoders):
     """SimSiam on CIFAR-10."""
 
-    dataset: str = "cifar10"
-    """`cifar10` is TFDS's; any picture set of the data folder will do."""
-    encoder: Literal["convnet", "resnet18"] = "convnet"
-    """A small one for a CPU, or the ResNet-18 with a CIFAR stem of the literature."""
-    num_steps: int = 800
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels of the small encoder; the last is the number of features."""
     learning_rate: float = 0.06
     """Of SGD for a batch of 256, scaled linearly; cosine, constant for the predictor."""
     weight_decay: float = 5e-4
@@ -57,20 +52,6 @@ class Config:
     """Hidden width of the predictor."""
     num_projector_layers: int = 2
     """2 on CIFAR-10, 3 elsewhere."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/simsiam_cifar10")
     """Where everything is written; a run found there is continued."""
 
@@ -82,12 +63,14 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    views = ops.two_views(partial(ops.simsiam_view, size=32, blur=0))
-    backbone = (
-        ConvNet((32, 64, 128), axis_name="data")
-        if config.encoder == "convnet"
-        else resnet18(stem="cifar", axis_name="data")
-    )
+    views = ops.two_views(partial(ops.simsiam_view, size=config.size, blur=0))
+    return learn(config, config.dataset, config.backbone(), views)
+
+
+def learn(
+    config: Any, dataset: str, backbone: linen.Module, views: Views
+) -> protocol.Results:
+    """What SimSiam does on any data set."""
     model = SimSiam(
         backbone,
         dim=config.dim,
@@ -104,7 +87,7 @@ def run_one(config: Config) -> protocol.Results:
     encoder = sgd(optax.cosine_decay_schedule(rate, config.num_steps))
     return protocol.pretrain(
         config,
-        dataset=config.dataset,
+        dataset=dataset,
         method=augmented(simsiam(model), views, "data"),
         views=views,
         optimizer=constant_predictor_rate(encoder, sgd(rate)),

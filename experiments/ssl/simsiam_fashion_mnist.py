@@ -21,24 +21,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import optax
 import tyro
 
-from experiments.ssl import protocol
+from experiments.ssl import protocol, settings, simsiam_cifar10
 from jaxml import ops
-from jaxml.compose import augmented
 from jaxml.nn import ConvNet
-from jaxml.ssl import SimSiam, constant_predictor_rate, simsiam
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.SmallPictures):
     """SimSiam on Fashion-MNIST."""
 
-    num_steps: int = 1500
-    """Optimizer updates."""
-    batch_size: int = 128
-    """Images per update, over all devices."""
     learning_rate: float = 0.1
     """Of SGD for a batch of 256, scaled linearly; cosine, constant for the predictor."""
     weight_decay: float = 1e-4
@@ -51,20 +44,6 @@ class Config:
     """Hidden width of the predictor."""
     num_projector_layers: int = 3
     """2 on CIFAR-10, 3 elsewhere."""
-    labels_per_class: int = 10
-    """Labels the linear probe may see."""
-    neighbours: int = 200
-    """Voters of the nearest-neighbour probe."""
-    seed: int = 0
-    """Seed of initialisation, data order and augmentation."""
-    seeds: int = 1
-    """Number of consecutive seeds; if more than one, each has a folder of its own."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    data_dir: Path | None = None
-    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
-    distributed: str | None = None
-    """Several processes: "auto" on a cluster, or "HOST:PORT,ID/COUNT"."""
     out: Path = Path("runs/simsiam_fashion_mnist")
     """Where everything is written; a run found there is continued."""
 
@@ -76,29 +55,9 @@ def main(config: Config) -> Mapping[str, float]:
 
 def run_one(config: Config) -> protocol.Results:
     """One seed."""
-    views = ops.two_views(protocol.garment_view)
     backbone = ConvNet(config.widths, axis_name="data")
-    model = SimSiam(
-        backbone,
-        dim=config.dim,
-        bottleneck=config.bottleneck,
-        num_projector_layers=config.num_projector_layers,
-        axis_name="data",
-    )
-    rate = config.learning_rate * config.batch_size / 256
-
-    def sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-        decay = optax.add_decayed_weights(config.weight_decay)
-        return optax.chain(decay, optax.sgd(rate, momentum=0.9))
-
-    encoder = sgd(optax.cosine_decay_schedule(rate, config.num_steps))
-    return protocol.pretrain(
-        config,
-        dataset="fashion_mnist",
-        method=augmented(simsiam(model), views, "data"),
-        views=views,
-        optimizer=constant_predictor_rate(encoder, sgd(rate)),
-    )
+    views = ops.two_views(protocol.garment_view)
+    return simsiam_cifar10.learn(config, "fashion_mnist", backbone, views)
 
 
 if __name__ == "__main__":
