@@ -13,38 +13,33 @@ from pathlib import Path
 from jaxml.export import Entry, catalogue, parse_paper
 
 MARKS = "<!-- catalogue -->", "<!-- /catalogue -->"
-
-
-def algorithms(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries that are published work and stand on their own.
-
-    Those are the methods, what a file is named after, and symbols whose docstring names
-    a paper of its own. What merely shares its module's paper is left out.
-    """
-    entries = [e for e in entries if not e.is_constant and e.paper is not None]
-    files = {e.module: e.module.rpartition(".")[2] for e in entries}
-    exact = {e.module for e in entries if _last(e) == files[e.module]}
-
-    def stands(entry: Entry) -> bool:
-        named = _last(entry) == files[entry.module] or (
-            entry.module not in exact  # a class without a builder
-            and _last(entry).lower() == files[entry.module].replace("_", "")
-        )
-        return named or entry.is_method or parse_paper(entry.docstring) is not None
-
-    return [entry for entry in entries if stands(entry)]
+SHOWN = 9
+"""Names in a row."""
 
 
 def markdown_table(entries: Iterable[Entry]) -> str:
-    """One row for each algorithm, in the order given."""
-    rows = ["| family | name | what it is | paper |", "|---|---|---|---|"]
-    for entry in algorithms(entries):
-        paper, file = entry.paper, _file(entry)
-        assert paper is not None  # `algorithms` has asked
+    """One row for each module that names a paper: what it is, and what it offers.
+
+    Its one sentence and its paper are those of the module's docstring; of its names
+    functions stand before classes. A module of constants alone, of pictures or of
+    settings is no algorithm and has no row.
+    """
+    rows = ["| module | what it is | names | paper |", "|---|---|---|---|"]
+    modules: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if not entry.is_constant and entry.family != "draw":
+            modules.setdefault(entry.module, []).append(entry)
+    for module, offered in sorted(modules.items()):
+        doc = sys.modules[module].__doc__ or ""
+        paper = parse_paper(doc)
+        if paper is None or module.endswith("_config"):
+            continue
+        names = sorted((e.name.rpartition(".")[2] for e in offered), key=str.swapcase)
+        more = " ..." if len(names) > SHOWN else ""
         cells = (
-            entry.family,
-            f"[`{entry.name}`]({file})",
-            entry.summary,
+            f"[{module.partition('.')[2]}]({_file(module)})",
+            doc.partition("\n")[0].strip(),
+            ", ".join(f"`{name}`" for name in names[:SHOWN]) + more,
             f"[{paper.title}]({paper.url})",
         )
         rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
@@ -79,13 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         file.write_text(with_table(file.read_text("utf-8"), table), "utf-8")
 
 
-def _last(entry: Entry) -> str:
-    return entry.name.rpartition(".")[2]
-
-
-def _file(entry: Entry) -> str:
-    """Where the entry lives, from the root of the repository."""
-    path = Path(sys.modules[entry.module].__file__ or "")
+def _file(module: str) -> str:
+    """Where a module lives, from the root of the repository."""
+    path = Path(sys.modules[module].__file__ or "")
     return path.relative_to(Path(__file__).parents[1]).as_posix()
 
 

@@ -160,9 +160,12 @@ def test_every_folder_is_a_package():
 
 
 IMPORT_EVERYTHING = """
-import importlib, logging, os, pkgutil, sys, warnings
+import importlib.util, logging, os, pkgutil, sys, warnings
 import jax
 import flax, grain, matplotlib, optax, orbax.checkpoint, tensorflow_datasets  # not ours
+import jax.experimental.pallas.mosaic_gpu  # not ours either: it writes to os.environ
+if importlib.util.find_spec("sklearn"):  # so does this
+    import sklearn
 from jax._src import xla_bridge
 
 def world():

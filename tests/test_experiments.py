@@ -30,6 +30,7 @@ import tyro
 from experiments.__main__ import Experiment, experiments, main, table
 
 ROOT = Path(__file__).parents[1]
+BELOW = {"fundamentals": ("nn",)}  # a family that shows what stands in a layer below
 ALL = [f"{row.family}.{row.name}" for row in experiments()]
 
 
@@ -43,7 +44,7 @@ def constants(tree: ast.Module) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def described_fields(tree: ast.Module, name: str = "Config") -> dict[str, str]:
+def described_fields(tree: ast.Module, name: str) -> dict[str, str]:
     """The fields of a dataclass, and the string literal under each."""
     (body,) = (n.body for n in tree.body if getattr(n, "name", None) == name)
     fields = {}
@@ -78,15 +79,20 @@ def test_the_name_is_that_of_an_algorithm(name):
     family, stem = name.split(".")
     if family == "bench":
         return
-    files = (ROOT / "jaxml" / family).glob("*.py")
+    folders = {family, *BELOW.get(family, ())}
+    files = [f for folder in folders for f in (ROOT / "jaxml" / folder).glob("*.py")]
     assert [path.stem for path in files if f"{stem}_".startswith(f"{path.stem}_")]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_field_is_described(name):
-    fields = described_fields(source(name))
-    assert fields
-    assert not [field for field, text in fields.items() if not text.strip()]
+    config = importlib.import_module(f"experiments.{name}").Config
+    described = {}
+    for base in filter(dataclasses.is_dataclass, config.__mro__):
+        tree = source(base.__module__.removeprefix("experiments."))
+        described = described_fields(tree, base.__name__) | described
+    assert described.keys() == {field.name for field in dataclasses.fields(config)}
+    assert not [field for field, text in described.items() if not text.strip()]
 
 
 @pytest.mark.parametrize("name", ALL)

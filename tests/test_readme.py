@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxml.__main__ import MARKS, algorithms, main, markdown_table, with_table
+from jaxml.__main__ import MARKS, SHOWN, main, markdown_table, with_table
 from jaxml.export import Entry, catalogue, skipped
 
 ROOT = Path(__file__).parents[1]
@@ -103,17 +103,13 @@ def test_weights_of_others_come_and_go(readme, tmp_path, monkeypatch, capsys):
 def entry(monkeypatch):
     """Makes an entry of a module with, or without, a paper."""
 
-    def make(name, module, doc="What it is.", paper=True, **changes) -> Entry:
-        reference = 'Reference: X, "A | B", https://arxiv.org/abs/1' if paper else ""
-        fake = types.ModuleType(f"jaxml.{module}", reference)
+    def make(name, module, doc="What it is.\n\nMore.", paper=True, **changes) -> Entry:
+        reference = '\n\nReference: X, "A | B", https://arxiv.org/abs/1' * paper
+        fake = types.ModuleType(f"jaxml.{module}", doc + reference)
         fake.__file__ = str(ROOT / "jaxml" / f"{module.replace('.', '/')}.py")
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
-
-        def symbol(): ...
-
-        symbol.__doc__ = doc
         fields = {
-            "symbol": symbol,
+            "symbol": object(),
             "module": fake.__name__,
             "since": "0.1",
             "aliases": (),
@@ -125,36 +121,35 @@ def entry(monkeypatch):
     return make
 
 
-def test_a_row_says_family_name_summary_and_paper(entry):
-    row = markdown_table([entry("ops.nms", "ops.nms", "Keeps | drops.\n\nMore.")])
+def test_a_row_says_module_sentence_names_and_paper(entry):
+    row = markdown_table(
+        [
+            entry("trees.Tree", "trees.cart", "Keeps | drops.\n\nMore."),
+            entry("trees.cart.fit", "trees.cart", "Keeps | drops.\n\nMore."),
+        ]
+    )
     assert row.splitlines()[2:] == [
-        "| ops | [`ops.nms`](jaxml/ops/nms.py) | Keeps &#124; drops. "
-        "| [A &#124; B](https://arxiv.org/abs/1) |"
+        "| [trees.cart](jaxml/trees/cart.py) | Keeps &#124; drops. "
+        "| `fit`, `Tree` | [A &#124; B](https://arxiv.org/abs/1) |"
     ]
 
 
-def test_rows_are_published_work_that_stands_on_its_own(entry):
-    own = 'What it is.\n\nReference: Y, "C", https://arxiv.org/abs/2'
-    shown = [
-        entry("ops.nms", "ops.nms"),
-        entry("nn.PointConv", "nn.point_conv"),
-        entry("losses.focal", "losses.dense", own, paper=False),
-    ]
+def test_a_row_shows_a_few_names(entry):
+    many = [entry(f"ops.f{i}", "ops.boxes") for i in range(SHOWN + 1)]
+    row = markdown_table(many).splitlines()[-1]
+    assert f"`f{SHOWN - 1}` ... |" in row
+    assert f"`f{SHOWN}`" not in row
+    assert " ... " not in markdown_table(many[:-1])
+
+
+def test_rows_are_modules_of_published_work(entry):
     hidden = [
-        entry("ops.helper", "ops.nms"),
-        entry("ops.NMS", "ops.nms"),  # beside the function of that name
-        entry("ops.resize", "ops.resize", paper=False),
-        entry("ops.erase", "ops.erase", is_constant=True),
+        entry("ops.order", "ops.order", paper=False),
+        entry("ops.MEAN", "ops.color", is_constant=True),
+        entry("draw.save_tree", "draw.tree"),
+        entry("trees.Config", "trees.cart_config"),
     ]
-    assert algorithms([*shown, *hidden]) == shown
-
-
-def test_methods_are_rows_whatever_their_file(entry):
-    from jaxml.method import Method
-
-    def builder() -> Method: ...
-
-    assert algorithms([entry("ssl.moco_v3", "ssl.moco", symbol=builder)])
+    assert len(markdown_table(hidden).splitlines()) == 2
 
 
 def test_the_table_is_put_between_the_marks():
