@@ -528,7 +528,7 @@ PROCESS = """
         check(3)
         # Of two files each process looks at one; both must refuse.
         if rank == 0:
-            files = [p for p in checkpoints.path(3).rglob("*") if p.stat().st_size > 900]
+            files = [path for path in checkpoints.path(3).rglob("*") if path.is_file()]
             victim = max(files, key=lambda path: path.stat().st_size)
             victim.write_bytes(b"\\0" + victim.read_bytes()[1:])
         jax.experimental.multihost_utils.sync_global_devices("damaged")
@@ -543,11 +543,15 @@ PROCESS = """
 
 def test_two_processes_save_and_refuse_together(tmp_path, free_port):
     processes = [start(PROCESS, i, free_port, tmp_path / "run") for i in range(2)]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0
-        lines = [line for line in output.splitlines() if "Gloo" not in line]
-        assert lines == ["[2, 3]", "True True"]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0
+            lines = [line for line in output.splitlines() if "Gloo" not in line]
+            assert lines == ["[2, 3]", "True True"]
+    finally:  # one that fell leaves the other waiting
+        for process in processes:
+            process.kill()
 
 
 @pytest.fixture
