@@ -7,48 +7,49 @@ without it jaxml runs alone. One image, float32: features of 100 x 152 with 256 
 512 boxes of 16 to 500 pixels, 7 x 7 bins; score maps of 21 classes for the
 position-sensitive kinds; for the convolution 64 x 64 with 256 channels, 3 x 3 taps. "both" is
 the value and the gradients of features, and for the convolution of kernel, offsets and mask.
-Rounds alternate, medians count: milliseconds of the clock and of processor time. The floor
-is what the operation cannot do without: the bytes that each sample reads, at 20 GB/s, plus
-its multiplications, at 100 GFLOP/s, which a core of the machine below reaches in neither
-case all the time. "jaxml is" says how many times as fast as torchvision, by the clock.
+Rounds alternate, each run after an untimed one, and medians count: milliseconds of the
+clock and of processor time. The floor is what the operation cannot do without, its
+multiplications at 100 GFLOP/s and the bytes that each sample reads at 20 GB/s, on one core;
+what stays in a core's cache is read faster. "jaxml is" says how many times as fast as
+torchvision, by the clock.
 
 2 CPU cores with nothing else to do (AVX-512), jax 0.10.2, torch 2.13.0, torchvision 0.28.0,
-5 rounds, seed 0, one minute:
+7 rounds, seed 0, one minute:
 
     operation           what  by             ms  of CPU  floor  jaxml is
-    roi_align           out   jaxml          21      20     21      1.0x
-                              torchvision   265     272            12.5x
-                        both  jaxml          88      98             1.0x
-                              torchvision   751     760             8.5x
-    roi_align adaptive  out   jaxml          51      85     41      1.0x
-                              torchvision   403     410             8.0x
-                        both  jaxml         139     208             1.0x
-                              torchvision  1270    1286             9.1x
-    roi_pool            out   jaxml          65      67     10      1.0x
-                              torchvision   213     196             3.3x
-                        both  jaxml         184     318             1.0x
-                              torchvision   348     363             1.9x
-    ps_roi_align        out   jaxml          29      29      2      1.0x
-                              torchvision   104     110             3.6x
-                        both  jaxml         100     116             1.0x
-                              torchvision   327     352             3.3x
-    ps_roi_pool         out   jaxml          80     151      1      1.0x
-                              torchvision    58      61             0.7x
-                        both  jaxml         263     358             1.0x
-                              torchvision   189     214             0.7x
-    deform_conv2d v2    out   jaxml         101     181     56      1.0x
-                              torchvision   289     318             2.9x
-                        both  jaxml         290     490             1.0x
-                              torchvision  2027    2117             7.0x
+    roi_align           out   jaxml         7.7     8.5     21
+                              torchvision    75      80             9.8x
+                        both  jaxml          51      63
+                              torchvision   398     408             7.9x
+    roi_align adaptive  out   jaxml          31      43     41
+                              torchvision   118     123             3.8x
+                        both  jaxml          84     116
+                              torchvision   643     652             7.7x
+    roi_pool            out   jaxml          30      38     10
+                              torchvision    90      97             3.0x
+                        both  jaxml         136     235
+                              torchvision   121     136             0.9x
+    ps_roi_align        out   jaxml         9.5     9.5    1.7
+                              torchvision    48      51             5.0x
+                        both  jaxml          43      56
+                              torchvision   162     181             3.8x
+    ps_roi_pool         out   jaxml          34      63    0.8
+                              torchvision    22      26             0.6x
+                        both  jaxml          94     136
+                              torchvision    81      98             0.9x
+    deform_conv2d v2    out   jaxml          22      41     56
+                              torchvision   128     148             5.8x
+                        both  jaxml         113     204
+                              torchvision  1172    1234            10.3x
 
-What made it fast is that a few boxes at a time stay in cache and that the gradient of the
-features is added up in place; where boxes need different numbers of samples, one box at a
-time, so that none waits for another. The position-sensitive kinds cannot do as well where
-channels lie together: of every line of cache that a sample touches it needs one number, 16
-times the bytes of the floor, and putting the maps into another order costs as much. Averages
-of whole pixels (`ps_roi_pool`) lose. Where memory decides, ratios move by a third from run
-to run: a second one gave 4.8x for ps_roi_align and 2.8x for the convolution; with
-`--only deform --rounds 7` that had 3.7x.
+What made it fast: a few boxes at a time stay in cache, and the gradient of the features is
+added up in place; where boxes need different numbers of samples, one box at a time, so that
+none waits for another; a deformable convolution multiplies what one tap has read before it
+reads the next. The position-sensitive kinds need one number of every line of cache that a
+sample touches, 16 times the bytes of the floor, and go through their boxes from strip to
+strip of the image, so that lines serve several. Averages and maxima of whole pixels
+(`ps_roi_pool`, the gradients of `roi_pool`) lose. Another run had 6.5x and 8.2x for
+roi_align, 4.7x and 3.7x for ps_roi_align, 5.5x and 10.5x for the convolution.
 """
 
 import ctypes
@@ -93,7 +94,7 @@ class Config:
     """Of the image that is convolved."""
     only: str = ""
     """Operations whose names contain this."""
-    rounds: int = 5
+    rounds: int = 7
     """Repetitions, of which the median is taken."""
     seed: int = 0
     """Of the inputs."""
@@ -279,12 +280,17 @@ def their_convolution(ops: Any, *tensors: Any) -> Any:
 
 
 def measure(runs: Mapping[str, Run], rounds: int) -> dict[str, tuple[float, float]]:
-    """Seconds by the clock and of processor time, in alternation."""
+    """Seconds by the clock and of processor time, in alternation.
+
+    An untimed run goes before each: what it reads is in the caches, as what another layer
+    has just made would be.
+    """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for run in runs.values():
         run()  # compiles, warms up
     for _ in range(rounds):
         for name, run in runs.items():
+            run()
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             cpu = time.process_time() - cpu
