@@ -4,6 +4,16 @@
 
 Beside `simclr_fashion_mnist.py`: the same encoder, views and number of steps, with the keys
 of a slow copy. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with `--num-steps 469` (seed 0, one epoch; JAX 0.10.2, two shared CPU cores, 5
+minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   71.5    61.2
+    trained     75.6    65.3
+
+One epoch adds four points to the random features, and leaves the pixels ahead.
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,7 @@ from jax import lax
 from jax.custom_batching import sequential_vmap
 
 from jaxml.export import export
+from jaxml.ops.columns import multiply_columns
 from jaxml.ops.grids import (
     Axis,
     Block,
@@ -128,23 +129,7 @@ def _by_products(inputs: Array, kernel: Array, rows: Taps, columns: Taps) -> Arr
             parts.append(sample_grids(part, row, column, form="matmul"))
         return jnp.concatenate(parts, axis=-1).reshape(-1, taps * channels)
 
-    return _multiply(lax.map(image, (inputs, rows, columns)), kernel)
-
-
-def _multiply(columns: Array, kernel: Array, dtype: Any = None) -> Array:
-    """What every place reads, [..., taps x channels], times the kernel, in groups."""
-    rows, across, each, features = kernel.shape
-    taps = rows * across
-    groups = columns.shape[-1] // (taps * each)
-    if groups == 1:
-        kernel = kernel.reshape(-1, features)
-        return jnp.matmul(columns, kernel, preferred_element_type=dtype)
-    parts = columns.reshape(*columns.shape[:-1], taps, groups, each)
-    kernels = kernel.reshape(taps, each, groups, -1)
-    out = jnp.einsum(
-        "...kgc,kcgf->...gf", parts, kernels, preferred_element_type=dtype
-    )
-    return out.reshape(*columns.shape[:-1], features)
+    return multiply_columns(lax.map(image, (inputs, rows, columns)), kernel)
 
 
 Pixels = tuple[Array, Array]
@@ -173,7 +158,7 @@ def _forward(
             for k in range(0, each.shape[1], step):
                 some = tuple(a[:, k : k + step] for a in taps)
                 read = read_block(table, _block(some)).reshape(len(some[0]), -1)
-                total += _multiply(read, each[:, k : k + step], wide)
+                total += multiply_columns(read, each[:, k : k + step], wide)
             return total
 
         out = lax.map(multiply, blocks)
@@ -215,7 +200,7 @@ def _backward(
             taps, g = block
             read = read_block(table, _block(taps)).reshape(len(g), -1)
             # The product is linear in either factor.
-            _, transpose = jax.vjp(_multiply, read, kernel)
+            _, transpose = jax.vjp(multiply_columns, read, kernel)
             d_read, more = transpose(g.astype(read.dtype))
             shape = (-1, 1, 1, table.shape[1])
             grids = _block(taps)._replace(gradient=d_read.reshape(shape))

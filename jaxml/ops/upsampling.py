@@ -27,6 +27,7 @@ Artifacts", 2016, https://doi.org/10.23915/distill.00003.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxml.export import export
+from jaxml.ops.columns import multiply_columns, shifted_columns
 from jaxml.typing import Array, Float, PRNGKeyArray
 
 Images = Float[Array, "batch height width channels"]
@@ -190,22 +192,55 @@ def conv_transpose(
             "kernel must have the channels of x, which groups must divide, got "
             f"{kernel.shape} for {x.shape} in {groups} groups"
         )
-    # A convolution of pixels that lie apart, with the kernel turned around.
-    k = jnp.asarray(kernel) if flip else jnp.asarray(kernel)[::-1, ::-1]
+    x, k = jnp.asarray(x), jnp.asarray(kernel, x.dtype)
+    k = k[::-1, ::-1] if flip else k
     k = k.reshape(rows, columns, groups, channels // groups, features)
     k = k.transpose(0, 1, 3, 2, 4).reshape(rows, columns, -1, groups * features)
-    reach = d[0] * (rows - 1), d[1] * (columns - 1)
-    pads = [(r - q, r - q + e) for r, q, e in zip(reach, p, extra, strict=True)]
+    apart = partial(_spread, stride=s, dilation=d, groups=groups)
+    # XLA's gradients of spread pixels take ten times as long on a CPU.
+    dense = d == (1, 1) and s != (1, 1)
+    on_cpu = partial(_by_phases, stride=s) if dense else apart
+    full = lax.platform_dependent(x, k, cpu=on_cpu, default=apart)
+    edges = [(-q, e - q, 0) for q, e in zip(p, extra, strict=True)]
+    return lax.pad(full, jnp.zeros((), full.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def _spread(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Array:
+    """A convolution of pixels that lie apart, with the kernel turned around."""
+    reach = [d * (n - 1) for d, n in zip(dilation, kernel.shape[:2], strict=True)]
     return lax.conv_general_dilated(
-        jnp.asarray(x),
-        k.astype(x.dtype),
+        x,
+        kernel[::-1, ::-1],
         (1, 1),
-        pads,
-        lhs_dilation=s,
-        rhs_dilation=d,
+        [(r, r) for r in reach],
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _by_phases(x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int]) -> Array:
+    """The same as one product: every place between two pixels is a channel."""
+    size = kernel.shape[:2]
+    count = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    whole = [(0, c * s - n) for c, s, n in zip(count, stride, size, strict=True)]
+    k = jnp.pad(kernel, [*whole, (0, 0), (0, 0)])
+    k = k.reshape(count[0], stride[0], count[1], stride[1], *kernel.shape[2:])
+    k = k.transpose(0, 2, 4, 5, 1, 3).reshape(*count, kernel.shape[2], -1)
+    y = multiply_columns(shifted_columns(x, (count[0], count[1])), k[::-1, ::-1])
+    y = _interleave(y, stride)
+    height, width = (
+        (n - 1) * s + k for n, s, k in zip(x.shape[1:3], stride, size, strict=True)
+    )
+    return y[:, :height, :width]
 
 
 @export("ops.pixel_shuffle", since="0.1")
@@ -218,12 +253,18 @@ def pixel_shuffle(x: Images, factor: int) -> Shuffled:
     >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4), 2)[0, :, :, 0].tolist()
     [[0.0, 1.0], [2.0, 3.0]]
     """
-    batch, height, width, channels = x.shape
+    channels = x.shape[-1]
     if factor < 1 or channels % factor**2:
         raise ValueError(f"{factor}^2 must divide the channels, got {channels}")
-    x = jnp.asarray(x).reshape(batch, height, width, -1, factor, factor)
-    x = x.transpose(0, 1, 4, 2, 5, 3)
-    return x.reshape(batch, height * factor, width * factor, -1)
+    return _interleave(jnp.asarray(x), (factor, factor))
+
+
+def _interleave(x: Array, factors: tuple[int, int]) -> Array:
+    """Channels [..., channels * rows * columns] become rows and columns."""
+    batch, height, width, _ = x.shape
+    rows, columns = factors
+    x = x.reshape(batch, height, width, -1, rows, columns).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, height * rows, width * columns, -1)
 
 
 @export("ops.pixel_unshuffle", since="0.1")

@@ -34,6 +34,7 @@ from jax import lax
 from jaxml.export import export
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
 from jaxml.nn.conv import Conv
+from jaxml.nn.deconv import Deconv
 from jaxml.nn.functional import init_module
 from jaxml.parallel.collectives import psum, sample_keys
 from jaxml.typing import Array, Float, Int, PRNGKeyArray
@@ -152,7 +153,8 @@ class ImageTokenizer(nn.Module):
         self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
         self.from_codes = Conv(width, 1, **conv)
         self.outer = [Conv(width, 3, **conv) for _ in range(2)]
-        self.ups = [nn.ConvTranspose(width, (4, 4), (2, 2)) for _ in count]
+        up = {"kernel_init": nn.initializers.lecun_normal()}
+        self.ups = [Deconv(width, 2, 4, padding=1, **up) for _ in count]
         parameters = 2 if self.likelihood == "logit_laplace" else 1
         self.paint = Conv(parameters * self.channels, 1, **conv)
 
