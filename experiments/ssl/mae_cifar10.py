@@ -19,6 +19,16 @@ cores, 22 minutes), accuracy on the test split in percent:
 
 Ten epochs of the small ViT help the neighbours by 5 points and ten labels per class by
 4, and paint plausible colours where nothing was seen.
+
+On Fashion-MNIST, with `--dataset fashion_mnist --no-flip --width 96 --depth 4 --heads 3
+--num-steps 469` (seed 0, one epoch; JAX 0.10.2, two shared CPU cores, 6 minutes):
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   62.9    51.2
+    trained     73.0    55.9
+
+One epoch paints sleeves, heels and collars, and brings the neighbours ten points.
 """
 
 from collections.abc import Mapping

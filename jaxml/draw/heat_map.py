@@ -47,12 +47,10 @@ def save_heat_map(
     low = float(heat[finite].min()) if low is None else low
     high = float(heat[finite].max()) if high is None else high
     level = np.clip((np.where(finite, heat, low) - low) / max(high - low, 1e-12), 0, 1)
-    level, weight = (
-        np.asarray(Image.fromarray(x).resize(picture.size, Image.Resampling.BILINEAR))
-        for x in (np.float32(level), np.float32(finite))
-    )
+    small = Image.fromarray(np.float32(level))
+    level = np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR))
     colour = 255 * colormaps["inferno"](0.15 + 0.85 * level)[..., :3]
-    alpha = (opacity * np.sqrt(level) * weight)[..., None]
+    alpha = (opacity * np.sqrt(level))[..., None]
     # The image in grey, so that its colours are not taken for heat.
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     pixels = np.round((1 - alpha) * grey + alpha * colour).astype(np.uint8)

@@ -56,10 +56,10 @@ def save_segmentation(
     shown = ~np.isin(labels, ignored)
     check_labels(labels[shown], class_names)
     classes = np.unique(labels[shown]).tolist()
-    large, shown = (x.repeat(scale, 0).repeat(scale, 1) for x in (labels, shown))
+    large = labels.repeat(scale, 0).repeat(scale, 1)
     pixels = np.asarray(picture).astype(np.float32)
     for label in classes:
-        mine = (large == label) & shown
+        mine = large == label
         tint = np.asarray(class_colour(label), np.float32)
         pixels[mine] = (1 - opacity) * pixels[mine] + opacity * tint
     pixels[_borders(large)] = 255
@@ -67,7 +67,7 @@ def save_segmentation(
     tags = Tags(picture)
     by_area = sorted(classes, key=lambda c: -int((large == c).sum()))
     for label in by_area:
-        y, x = _deepest((large == label) & shown)
+        y, x = _deepest(large == label)
         name = class_name(label, class_names)
         tags.put(name, (x - 20, y, x + 20, y), class_colour(label))
     if path is not None:

@@ -134,12 +134,7 @@ def _matrix(
 ) -> np.ndarray:
     """Weights [out, n] in float64; they depend on sizes alone."""
     o = np.arange(out)
-    if align_corners:
-        at = o * (n - 1) / max(out - 1, 1)
-    else:
-        at = (o + 0.5) * n / out - 0.5
-        if taps == 2:  # the same but for pixels that are repeated
-            at = np.clip(at, 0, n - 1)
+    at = o * (n - 1) / max(out - 1, 1) if align_corners else (o + 0.5) * n / out - 0.5
     low = np.floor(at).astype(int)
     matrix = np.zeros((out, n))
     for tap in range(1 - taps // 2, 1 + taps // 2):

@@ -26,6 +26,9 @@ def test_near_is_bright_and_unknown_is_grey(tmp_path):
     inside = pixels[pixels.shape[0] // 2]
     left, right = (inside[int(f * len(inside))].sum() for f in (0.2, 0.65))
     assert left > right + 150
+    bar = pixels[:, int(0.8 * pixels.shape[1]) :]
+    bar = bar[np.ptp(bar, axis=2) > 40].sum(axis=1)  # from its top to its end
+    assert bar[:20].mean() > bar[-20:].mean() + 100  # near is above
 
 
 def test_limits_are_kept():

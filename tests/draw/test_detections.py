@@ -27,10 +27,20 @@ def test_a_box_is_outlined_in_the_colour_of_its_class(tmp_path):
     assert mine[159, 40:140].all()
     assert mine[60:160, 40].all()
     assert mine[60:160, 139].all()
+    assert not mine[70:150, 140:].any()
     assert not mine[70:150, 50:130].any()
     assert not pixels(picture, class_colour(2)).any()
     below = np.asarray(picture)[165:]
     assert (below == 128).all()  # nothing but the box and its name above it
+
+
+def test_the_best_has_the_first_choice_of_places():
+    twice, labels = BOX.repeat(2, axis=0), np.array([1, 2])
+    scores = np.float32([0.9, 0.8])
+    alone = save_detections(None, GREY, BOX, LABEL, scores[:1], scale=1)
+    both = save_detections(None, GREY, twice, labels, scores, scale=1)
+    above = np.s_[:58]  # where the name goes
+    np.testing.assert_array_equal(np.asarray(both)[above], np.asarray(alone)[above])
 
 
 def test_boxes_follow_the_scale():
@@ -48,7 +58,7 @@ def test_padding_low_scores_and_nan_are_left_out():
     boxes = np.repeat(BOX, 4, axis=0)
     boxes[3] = np.nan
     labels = np.array([0, 1, -5, 3])
-    scores = np.float32([0.9, 0.2, 0.9, 0.9])
+    scores = np.float32([0.5, 0.2, 0.9, 0.9])
     mask = np.array([True, True, False, True])
     args = {"mask": mask, "min_score": 0.5, "scale": 1}
     picture = save_detections(None, GREY, boxes, labels, scores, **args)

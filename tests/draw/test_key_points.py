@@ -30,6 +30,12 @@ def test_points_and_limbs_have_the_colour_of_their_object(tmp_path):
     assert (pixels[80, 80] == 128).all()  # one end is not
 
 
+def test_points_grow_with_the_picture():
+    pixels = np.asarray(save_key_points(None, IMAGE, POINTS, scale=2)).astype(int)
+    assert np.abs(pixels[100, 60] - class_colour(0)).max() <= 2
+    assert (pixels[50, 30] == 128).all()
+
+
 def test_no_object_and_nan():
     assert (np.asarray(save_key_points(None, IMAGE, POINTS[:0], scale=1)) == 128).all()
     nowhere = np.full((1, 2, 2), np.nan, np.float32)

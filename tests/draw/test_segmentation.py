@@ -21,6 +21,12 @@ def test_regions_have_the_colours_of_their_classes(tmp_path):
     assert (picture[:, 79] == 255).all()  # the border
 
 
+def test_regions_one_above_the_other_have_a_border():
+    image, labels = IMAGE.swapaxes(0, 1), LABELS.T
+    picture = np.asarray(save_segmentation(None, image, labels, scale=1))
+    assert (picture[79] == 255).all()
+
+
 def test_ignored_pixels_stay_and_a_name_is_in_its_region():
     picture = save_segmentation(None, IMAGE, LABELS, ignored=[0], scale=1)
     pixels = np.asarray(picture).astype(int)
