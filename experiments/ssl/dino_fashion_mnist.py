@@ -5,6 +5,17 @@
 A small vision transformer, the views of `simclr_fashion_mnist.py` as large crops, and small
 ones of their parts. `attention.png` shows what each head of the last block looks at. The
 protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with `--width 96 --depth 4 --heads 3 --num-steps 469` (seed 0, half an epoch; JAX
+0.10.2, two shared CPU cores, 16 minutes), accuracy on the test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   71.9    57.0
+    trained     72.5    59.3
+
+Half an epoch is too little for DINO: the loss is still that of chance, and the features are
+hardly better than before.
 """
 
 from collections.abc import Mapping
