@@ -25,12 +25,11 @@ jaxml lags there: an eighth of its time ranks the columns, once for the forest, 
 into ten levels of each tree on which every visit to a column sorts all rows that still move.
 """
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -38,7 +37,7 @@ import tyro
 from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from experiments.bench.trees import pin, sample
+from experiments.bench.trees import peak_megabytes, pin, sample
 from jaxml.trees import adaboost, cart, random_forest
 
 
@@ -62,13 +61,15 @@ class Config:
     """Repetitions in turn, of which the median is taken."""
     threads: int = 1
     """Cores of the whole process, where run as a command; scikit-learn uses one."""
-    peers: bool = True
-    """Whether to run scikit-learn."""
+    alone: Literal["", "jaxml", "sklearn"] = ""
+    """One library without the other, as peak memory is that of the process."""
     seed: int = 0
     """Of the data and the draws."""
 
 
-SMOKE = Config(what=("stumps",), rows=400, columns=8, trees=2, max_bins=16, peers=False)
+SMOKE = Config(
+    what=("stumps",), rows=400, columns=8, trees=2, max_bins=16, alone="jaxml"
+)
 
 
 def main(config: Config) -> Mapping[str, float]:
@@ -76,11 +77,10 @@ def main(config: Config) -> Mapping[str, float]:
     rng = np.random.default_rng(config.seed)
     x, y = sample(rng, config.rows + config.rows // 2, config.columns)
     y = y.astype(np.int32)
-    results: dict[str, float] = {}
+    results = {"start_megabytes": peak_megabytes()}
     for what in config.what:
         compete(config, what, x, y, results)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results["peak_megabytes"] = peak
+    results["peak_megabytes"] = peak_megabytes()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print("| what | value |\n|---|---|")
     for name, value in results.items():
@@ -93,11 +93,14 @@ def compete(
 ) -> None:
     """One kind of ensemble, both libraries in turn."""
     train, test = slice(config.rows), slice(config.rows, None)
-    sides = {"jaxml": ours(config, what)}
-    if config.peers:
-        sides["sklearn"] = theirs(config, what)
-    spent, _ = timed(lambda: sides["jaxml"][0](x[train], y[train]))
-    results[f"{what}_jaxml_first"] = spent  # with compilation
+    sides = {
+        name: how(config, what)
+        for name, how in (("jaxml", ours), ("sklearn", theirs))
+        if config.alone in ("", name)
+    }
+    if "jaxml" in sides:
+        spent, _ = timed(lambda: sides["jaxml"][0](x[train], y[train]))
+        results[f"{what}_jaxml_first"] = spent  # with compilation
     fits: dict[str, list[float]] = {name: [] for name in sides}
     models: dict[str, Any] = {}
     for _ in range(config.rounds):
@@ -110,7 +113,7 @@ def compete(
         results[f"{what}_{name}_fit"] = median(fits[name])
         results[f"{what}_{name}_predict"] = spent
         results[f"{what}_{name}_auc"] = float(roc_auc_score(y[test], told))
-    if config.peers:
+    if not config.alone:
         ratio = results[f"{what}_sklearn_fit"] / results[f"{what}_jaxml_fit"]
         results[f"{what}_ratio"] = ratio
 

@@ -15,7 +15,7 @@ Reference: Knuth, "The Art of Computer Programming", volume 3, 2nd edition, 1998
 5.2, algorithm D, distribution counting, and section 5.2.5, sorting by digits).
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -41,28 +41,27 @@ def sort(keys: Int[Array, " n"], low: int, high: int) -> Int[Array, " n"]:
     """
     if high <= low:
         return keys
-    counting = partial(_one_by_one(low, high), keys)
-    return lax.platform_dependent(cpu=counting, default=partial(jnp.sort, keys))
+    return lax.platform_dependent(keys, cpu=by_digits(low, high), default=jnp.sort)
 
 
-def _one_by_one(low: int, high: int) -> jax.custom_batching.custom_vmap:
-    """Sorting by digits; under `vmap` one batch after the other."""
+def by_digits(low: int, high: int) -> Callable[[Array], Array]:
+    """Sorting by the bits from `low` up to `high`, alone; under `vmap` batch after batch."""
     digits = -(-(high - low) // DIGIT)
     width = -(-(high - low) // digits)
 
     @jax.custom_batching.custom_vmap
-    def by_digits(keys: Array) -> Array:
+    def ordered(keys: Array) -> Array:
         for first in range(low, high, width):
             keys = _by_digit(keys, first, min(width, high - first))
         return keys
 
-    @by_digits.def_vmap
+    @ordered.def_vmap
     def _(axis_size: int, in_batched: list[bool], keys: Array) -> tuple[Array, bool]:
         del axis_size, in_batched
         with jax.enable_x64(keys.dtype == jnp.int64):
-            return lax.map(by_digits, keys), True
+            return lax.map(ordered, keys), True
 
-    return by_digits
+    return ordered
 
 
 def _by_digit(keys: Int[Array, " n"], first: int, width: int) -> Int[Array, " n"]:

@@ -24,9 +24,7 @@ def kind_of(size: int) -> jnp.dtype:
     >>> kind_of(256).name, kind_of(257).name
     ('uint8', 'uint16')
     """
-    return jnp.dtype(
-        f"uint{next(bits for bits in (8, 16, 32) if size <= 2**bits)}"
-    )
+    return jnp.dtype(f"uint{next(bits for bits in (8, 16, 32) if size <= 2**bits)}")
 
 
 def add_at(values: Array, place: Array, size: int) -> Array:
