@@ -11,8 +11,9 @@ Backends that work side by side have a sort of their own, and use it.
 The trap: what is read from an array that a loop also writes must be used once, or XLA
 copies the whole of it in every step. Hence a count is written first, and then read again.
 
-Reference: Knuth, "The Art of Computer Programming", volume 3, 2nd edition, 1998 (section
-5.2, algorithm D, distribution counting, and section 5.2.5, sorting by digits).
+Reference: Knuth, "The Art of Computer Programming", volume 3, 2nd edition, 1998 (sections
+5.2, distribution counting, and 5.2.5, digits from the low ones up),
+https://www-cs-faculty.stanford.edu/~knuth/taocp.html.
 """
 
 from collections.abc import Callable
