@@ -1,36 +1,31 @@
 """Ensembles of trees on a CPU: jaxml and scikit-learn, CPU-seconds side by side.
 
-    python -m experiments.bench.ensembles --what stumps
-    python -m experiments.bench.ensembles --what forest --trees 10
+    python -m experiments.bench.ensembles --what unpruned --trees 2 --rounds 3
+    python -m experiments.bench.ensembles --what forest --trees 10 --rounds 3
+    python -m experiments.bench.ensembles --what stumps --alone jaxml
 
 100,000 rows of 28 features, one thread's CPU-seconds to fit, binning included, without the
-one compilation (5 and 9 CPU-seconds); jaxml splits at 255 bins, scikit-learn between any
-two values. 2 CPU cores, shared and busy (twenty-five processes waiting), jax 0.10.2,
-scikit-learn 1.9.1, one round, seed 0:
+one compilation (26, 6 and 5 CPU-seconds, the first fit included); jaxml splits at 255 bins,
+scikit-learn between any two values. 2 CPU cores (Xeon), shared with about twelve waiting
+processes, jax 0.10.2, scikit-learn 1.9.1, seed 0, medians of three rounds, but one of the
+stumps:
 
                              fit s              predict 50,000 s      held-out AUC
                              jaxml   sklearn    jaxml   sklearn    jaxml    sklearn
-    AdaBoost, 100 stumps      3.5     65.9      0.32     0.38     0.7277    0.7270
-    forest, 10 of depth 6     1.0      4.3      0.02     0.03     0.6959    0.7010
+    forest, 2 unpruned        0.81    1.05      0.018    0.024    0.5872    0.5956
+    forest, 10 of depth 6     0.41    2.51      0.011    0.027    0.6959    0.7010
+    AdaBoost, 100 stumps      0.85   37.1         0.19     0.20     0.7277    0.7270
 
-A forest of pure leaves, 35 levels deep, on one core while nothing else ran:
-
-    python -m experiments.bench.ensembles --what unpruned --trees 2
-
-                             fit s              predict 50,000 s      held-out AUC
-                             jaxml   sklearn    jaxml   sklearn    jaxml    sklearn
-    forest, 2 unpruned        2.27    1.60      0.021    0.026    0.5872    0.5956
-
-jaxml lags there: an eighth of its time ranks the columns, once for the forest, and half goes
-into ten levels of each tree on which every visit to a column sorts all rows that still move.
+The unpruned trees are 35 levels deep. AdaBoost's libraries ran one after the other, each in
+a process of its own, `--alone jaxml` and `--alone sklearn`. Peak memory is that of such a
+process; loading and data alone are 361 MB. Stumps: 673 MB with jaxml, 361 with scikit-learn.
 """
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -38,7 +33,7 @@ import tyro
 from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from experiments.bench.trees import pin, sample
+from experiments.bench.trees import peak_megabytes, pin, sample
 from jaxml.trees import adaboost, cart, random_forest
 
 
@@ -62,13 +57,15 @@ class Config:
     """Repetitions in turn, of which the median is taken."""
     threads: int = 1
     """Cores of the whole process, where run as a command; scikit-learn uses one."""
-    peers: bool = True
-    """Whether to run scikit-learn."""
+    alone: Literal["", "jaxml", "sklearn"] = ""
+    """One library without the other, as peak memory is that of the process."""
     seed: int = 0
     """Of the data and the draws."""
 
 
-SMOKE = Config(what=("stumps",), rows=400, columns=8, trees=2, max_bins=16, peers=False)
+SMOKE = Config(
+    what=("stumps",), rows=400, columns=8, trees=2, max_bins=16, alone="jaxml"
+)
 
 
 def main(config: Config) -> Mapping[str, float]:
@@ -76,11 +73,10 @@ def main(config: Config) -> Mapping[str, float]:
     rng = np.random.default_rng(config.seed)
     x, y = sample(rng, config.rows + config.rows // 2, config.columns)
     y = y.astype(np.int32)
-    results: dict[str, float] = {}
+    results = {"start_megabytes": peak_megabytes()}
     for what in config.what:
         compete(config, what, x, y, results)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results["peak_megabytes"] = peak
+    results["peak_megabytes"] = peak_megabytes()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print("| what | value |\n|---|---|")
     for name, value in results.items():
@@ -93,11 +89,14 @@ def compete(
 ) -> None:
     """One kind of ensemble, both libraries in turn."""
     train, test = slice(config.rows), slice(config.rows, None)
-    sides = {"jaxml": ours(config, what)}
-    if config.peers:
-        sides["sklearn"] = theirs(config, what)
-    spent, _ = timed(lambda: sides["jaxml"][0](x[train], y[train]))
-    results[f"{what}_jaxml_first"] = spent  # with compilation
+    sides = {
+        name: how(config, what)
+        for name, how in (("jaxml", ours), ("sklearn", theirs))
+        if config.alone in ("", name)
+    }
+    if "jaxml" in sides:
+        spent, _ = timed(lambda: sides["jaxml"][0](x[train], y[train]))
+        results[f"{what}_jaxml_first"] = spent  # with compilation
     fits: dict[str, list[float]] = {name: [] for name in sides}
     models: dict[str, Any] = {}
     for _ in range(config.rounds):
@@ -110,7 +109,7 @@ def compete(
         results[f"{what}_{name}_fit"] = median(fits[name])
         results[f"{what}_{name}_predict"] = spent
         results[f"{what}_{name}_auc"] = float(roc_auc_score(y[test], told))
-    if config.peers:
+    if not config.alone:
         ratio = results[f"{what}_sklearn_fit"] / results[f"{what}_jaxml_fit"]
         results[f"{what}_ratio"] = ratio
 

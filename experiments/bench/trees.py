@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -66,13 +66,15 @@ class Config:
     """Repetitions, of which the median is taken."""
     growth: tuple[int, ...] = ()
     """Numbers of rows for a table of cost by size, instead of the comparison."""
-    peers: bool = True
-    """Whether to run XGBoost, if it is installed."""
+    alone: Literal["", "jaxml", "XGBoost"] = ""
+    """One library without the other, as peak memory is that of the process."""
     seed: int = 0
     """Of the data."""
 
 
-SMOKE = Config(rows=400, columns=8, trees=2, depth=2, max_bin=16, rounds=1, peers=False)
+SMOKE = Config(
+    rows=400, columns=8, trees=2, depth=2, max_bin=16, rounds=1, alone="jaxml"
+)
 
 
 def main(config: Config) -> Mapping[str, float]:
@@ -82,70 +84,39 @@ def main(config: Config) -> Mapping[str, float]:
     rng = np.random.default_rng(config.seed)
     x, y = sample(rng, config.rows + config.rows // 2, config.columns)
     train, test = slice(config.rows), slice(config.rows, None)
-    runs: dict[str, Callable[[], tuple[float, Any]]] = {}
-    options = {
-        "objective": "binary:logistic",
-        "eta": 0.1,
-        "max_depth": config.depth,
-        "max_bin": config.max_bin,
-        "tree_method": config.tree_method,
-    }
-    ours = xgboost.Config(num_boost_round=config.trees, **options)
+    ours = xgboost.Config(num_boost_round=config.trees, **options(config))
     key = jax.random.key(0)
-    results: dict[str, float] = {}
-
-    def fit_ours() -> tuple[float, Any]:
-        return timed(
-            lambda: jax.block_until_ready(xgboost.fit(x[train], y[train], ours, key))
+    results = {"start_megabytes": peak_megabytes()}
+    runs: dict[str, Callable[[], Any]] = {}
+    if config.alone != "XGBoost":
+        runs["jaxml"] = lambda: jax.block_until_ready(
+            xgboost.fit(x[train], y[train], ours, key)
         )
-
-    results["jaxml_compile"], _ = fit_ours()
-    runs["jaxml"] = fit_ours
-    if config.peers:
-        import xgboost as peer
-
-        def fit_peer() -> tuple[float, Any]:
-            def run() -> Any:
-                if config.tree_method == "hist":
-                    data = peer.QuantileDMatrix(
-                        x[train],
-                        y[train],
-                        max_bin=config.max_bin,
-                        nthread=config.threads,
-                    )
-                else:
-                    data = peer.DMatrix(x[train], y[train], nthread=config.threads)
-                return peer.train(
-                    {**options, "nthread": config.threads}, data, config.trees
-                )
-
-            return timed(run)
-
-        runs["XGBoost"] = fit_peer
+        results["jaxml_compile"], _ = timed(runs["jaxml"])
+    if config.alone != "jaxml":
+        runs["XGBoost"] = lambda: fit_peer(config, x[train], y[train])
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     models: dict[str, Any] = {}
     for _ in range(config.rounds):
         for name, run in runs.items():
-            spent, models[name] = run()
+            spent, models[name] = timed(run)
             seconds[name].append(spent)
-    model = models["jaxml"]
-    told = jax.block_until_ready(xgboost.predict(model, x[test]))
-    spent = [
-        timed(lambda: jax.block_until_ready(xgboost.predict(model, x[test])))[0]
-        for _ in range(max(config.rounds, 3))
-    ]
-    results["jaxml_fit"] = median(seconds["jaxml"])
-    results["jaxml_predict"] = median(spent)
-    results["jaxml_auc"] = float(roc_auc_score(y[test], told))
-    if config.peers:
+    for name, spent in seconds.items():
+        results[f"{name}_fit"] = median(spent)
+    if "jaxml" in models:
+        model = models["jaxml"]
+        told = jax.block_until_ready(xgboost.predict(model, x[test]))
+        results["jaxml_predict"] = median(
+            timed(lambda: jax.block_until_ready(xgboost.predict(model, x[test])))[0]
+            for _ in range(max(config.rounds, 3))
+        )
+        results["jaxml_auc"] = float(roc_auc_score(y[test], told))
+    if not config.alone:
         results |= peers(config, models["XGBoost"], x, y, ours, key)
-        results["XGBoost_fit"] = median(seconds["XGBoost"])
         for what in ("fit", "predict"):
             ratio = results[f"jaxml_{what}"] / results[f"XGBoost_{what}"]
             results[f"{what}_ratio"] = ratio
-    results["peak_megabytes"] = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    results["peak_megabytes"] = peak_megabytes()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print("| what | value |\n|---|---|")
     for name, value in results.items():
@@ -153,38 +124,51 @@ def main(config: Config) -> Mapping[str, float]:
     return results
 
 
+def options(config: Config) -> dict[str, Any]:
+    """Parameters that both libraries take."""
+    return {
+        "objective": "binary:logistic",
+        "eta": 0.1,
+        "max_depth": config.depth,
+        "max_bin": config.max_bin,
+        "tree_method": config.tree_method,
+    }
+
+
+def fit_peer(config: Config, x: np.ndarray, y: np.ndarray) -> Any:
+    """XGBoost's booster, binning included."""
+    import xgboost as peer
+
+    if config.tree_method == "hist":
+        data = peer.QuantileDMatrix(
+            x, y, max_bin=config.max_bin, nthread=config.threads
+        )
+    else:
+        data = peer.DMatrix(x, y, nthread=config.threads)
+    given = {**options(config), "nthread": config.threads}
+    return peer.train(given, data, config.trees)
+
+
 def growth(config: Config) -> dict[str, float]:
     """CPU-seconds of fitting, and the most memory so far, for tables of several sizes."""
     print("| rows | seconds | microseconds a row | seconds of XGBoost | peak MB |")
     print("|---|---|---|---|---|")
     results = {}
-    options = {
-        "objective": "binary:logistic",
-        "eta": 0.1,
-        "max_depth": config.depth,
-        "max_bin": config.max_bin,
-    }
     for rows in config.growth:
         x, y = sample(np.random.default_rng(config.seed), rows, config.columns)
-        ours = xgboost.Config(num_boost_round=config.trees, **options)
+        ours = xgboost.Config(num_boost_round=config.trees, **options(config))
 
         def fit(x: np.ndarray = x, y: np.ndarray = y, ours: Any = ours) -> Any:
             return jax.block_until_ready(xgboost.fit(x, y, ours, jax.random.key(0)))
 
         fit()
         spent = median(timed(fit)[0] for _ in range(config.rounds))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_megabytes()
         peer_spent = float("nan")
-        if config.peers:
-            import xgboost as peer
+        if config.alone != "jaxml":
 
             def run(x: np.ndarray = x, y: np.ndarray = y) -> Any:
-                data = peer.QuantileDMatrix(
-                    x, y, max_bin=config.max_bin, nthread=config.threads
-                )
-                return peer.train(
-                    {**options, "nthread": config.threads}, data, config.trees
-                )
+                return fit_peer(config, x, y)
 
             peer_spent = median(timed(run)[0] for _ in range(config.rounds))
         each = 1e6 * spent / rows
@@ -235,6 +219,11 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     result = run()
     return time.process_time() - start, result
+
+
+def peak_megabytes() -> float:
+    """The most memory that the process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def pin(threads: int) -> None:

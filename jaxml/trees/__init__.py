@@ -19,7 +19,8 @@ order can change), `growth` (levels to trees), `objectives` (losses by autodiff)
 (gradients of queries), `boosting` (rounds of trees), `linear` (the linear booster), `model`,
 `prediction`, `partial_dependence`, `text_dump`, `model_files` and `ubjson`. Trees of any
 depth stand on `frontier` (lists of open nodes), `stages` (of large ones), `search`, `codes`,
-`impurity`, `deviation`, `pruning` and `planting`; ensembles of anything on `learner`.
+`radix` (order by digits), `scatter` and `scan` (sums), `impurity`, `deviation`, `pruning` and
+`planting`; ensembles of anything on `learner`.
 `estimators` and `ensemble_estimators`, loaded when they are named, are the same for
 scikit-learn.
 """

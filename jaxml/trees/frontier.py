@@ -209,9 +209,8 @@ def _grow(
                 node=take_or(state.node, kept, 0),
             )
         state, capacity = resize(state, here.open, nodes), here.open
-        after = stages[i + 1] if i + 1 < len(stages) else None
         state = lax.while_loop(
-            partial(goes_on, here=here, after=after),
+            partial(goes_on, whole=shape, stage=i, stages=stages),
             partial(
                 _level, rows=rows, impurity=impurity, limits=limits, shape=here, key=key
             ),

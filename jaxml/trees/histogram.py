@@ -42,6 +42,7 @@ from jaxml.trees.growth import (
     gain_of,
 )
 from jaxml.trees.rule import Rule
+from jaxml.trees.scatter import add_at, kind_of
 from jaxml.trees.tree import Tree
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -189,36 +190,20 @@ def _sums_by_bin(
     """Sums of the words by column, bin and slot; the missing bin is the last."""
     stride = bins.stride
     size = slots * stride
-    # XLA checks places in their own type, which must hold the last of them.
-    kind = jnp.dtype(f"uint{next(bits for bits in (8, 16, 32) if size <= 2**bits)}")
+    kind = kind_of(size)
     within = slot.astype(kind)
 
     def column(index: Array) -> Array:
         place = index.astype(kind)
         if slots > 1:
             place = place * kind.type(slots) + within
-        return _add(words, place, size)
+        with jax.enable_x64(True):
+            return add_at(words, place, size)
 
     table = lax.map(column, bins.index)
     with jax.enable_x64(True):
         table = _psum(table, axis_name)
     return table.reshape(len(bins.index), len(words), stride, slots)
-
-
-def _add(
-    words: Int[Array, "words rows"], place: Array, size: int
-) -> Int[Array, "words places"]:
-    """Narrow unsigned places, as they are: half the bytes, and no test of the sign."""
-    scalars = lax.ScatterDimensionNumbers((), (0,), (0,))
-    with jax.enable_x64(True):
-        zero = jnp.zeros(size, jnp.int64)
-        sums = [
-            lax.scatter_add(
-                zero, place[:, None], word, scalars, mode="promise_in_bounds"
-            )
-            for word in words
-        ]
-        return jnp.stack(sums)
 
 
 def _describe(

@@ -19,6 +19,7 @@ https://doi.org/10.1201/9781315139470 (chapters 4 and 8).
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -73,6 +74,14 @@ def impurity(
     return _of_numbers(name, min_weight)
 
 
+def _fold(op: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
+    """A reduction over few entries of long rows, as so many operations on whole rows.
+
+    XLA's CPU backend fuses them with what is around, and takes an eighth of the time.
+    """
+    return reduce(op, jnp.unstack(x, axis=axis))
+
+
 def _of_classes(
     name: str, outputs: int, num_classes: int, min_weight: Array | float
 ) -> Impurity:
@@ -83,15 +92,15 @@ def _of_classes(
         return c, jnp.where(w > 0, w, 1)
 
     def weight(sums: Sums) -> Float[Array, "..."]:
-        return jnp.sum(sums[:num_classes], axis=0)
+        return _fold(jnp.add, sums[:num_classes], 0)
 
     def score(sums: Sums) -> Float[Array, "..."]:
         c, w = split(sums)
         if name == "gini":
-            each = jnp.sum(c * c, axis=1) / w[None]
+            each = _fold(jnp.add, c * c, 1) / w[None]
         else:
-            each = jnp.sum(xlogy(c, c / w[None, None]), axis=1) / jnp.log(2.0)
-        return jnp.mean(each, axis=0)
+            each = _fold(jnp.add, xlogy(c, c / w[None, None]), 1) / jnp.log(2.0)
+        return _fold(jnp.add, each, 0) / outputs
 
     def value(sums: Sums) -> Float[Array, "outputs ..."]:
         c, w = split(sums)
@@ -112,7 +121,7 @@ def _of_classes(
 
     def pure(sums: Sums) -> Bool[Array, "..."]:
         c, w = split(sums)
-        return jnp.all(jnp.max(c, axis=1) >= w[None], axis=0)
+        return _fold(jnp.logical_and, _fold(jnp.maximum, c, 1) >= w[None], 0)
 
     return Impurity(Rule(score, value, score_at, admits), weight, pure)
 
@@ -127,7 +136,7 @@ def _of_numbers(name: str, min_weight: Array | float) -> Impurity:
     def score(sums: Sums) -> Float[Array, "..."]:
         s, m = sums[:-1], mean(sums)
         each = xlogy(s, jnp.maximum(m, 0)) if name == "poisson" else s * m
-        return jnp.mean(each, axis=0)
+        return _fold(jnp.add, each, 0) / len(each)
 
     def value(sums: Sums) -> Float[Array, "outputs ..."]:
         return mean(sums).astype(jnp.float32)

@@ -10,6 +10,7 @@ Reference: Breiman et al., "Classification and Regression Trees", 1984,
 https://doi.org/10.1201/9781315139470 (chapters 2, 4 and 8).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -59,8 +60,9 @@ class Prepared(NamedTuple):
     targets: Targets | None = None
 
 
+@partial(jax.jit, static_argnames="plan")
 def prepare(x: Array, y: Array, weights: Array, plan: Plan) -> Prepared:
-    """Sorts columns and targets once."""
+    """Sorts columns and targets once, in a program that all data sets of a plan share."""
     codes = None
     if not plan.shape.random:
         codes = encode(x, plan.max_bins, weights > 0)

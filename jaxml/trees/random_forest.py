@@ -98,7 +98,7 @@ def fit(
     draws = _draws(config, data.rows)
     seen = None if draws is None else most_drawn(int(draws[0]), data.rows)
     plan, bounds = planting.plan_of(config.tree, data, seen)
-    prepared = _prepare(data.x, data.y, data.weights, plan)
+    prepared = planting.prepare(data.x, data.y, data.weights, plan)
     devices = 1 if mesh is None else mesh.size
     chunk = min(max(CHUNK_NODES // plan.shape.nodes, 1), config.num_trees)
     chunk = -(-config.num_trees // -(-config.num_trees // chunk))
@@ -121,13 +121,6 @@ def fit(
         )
         parts.append(planting.trim(grown))
     return cart.model_of(_join(parts, config.num_trees), data)
-
-
-@partial(jax.jit, static_argnames="plan")
-def _prepare(
-    x: Array, y: Array, weights: Array, plan: planting.Plan
-) -> planting.Prepared:
-    return planting.prepare(x, y, weights, plan)
 
 
 def _draws(config: Config, rows: int) -> tuple[np.int32, np.int32] | None:

@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxml.trees import radix
 from jaxml.trees.codes import Codes
 from jaxml.trees.deviation import Targets, both_sides
 from jaxml.trees.impurity import Impurity
 from jaxml.trees.scan import prefix_sums
+from jaxml.trees.scatter import kind_of
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 
@@ -107,7 +109,8 @@ def by_sort(
     at = take(feature, near) * n + row.astype(jnp.int32)
     code = take(codes.index.reshape(-1), at).astype(jnp.int64)
     key = (level.slot.astype(jnp.int64) << code_bits) + code
-    key = jnp.sort((key << row_bits) + row)
+    bits = row_bits + code_bits + capacity.bit_length()
+    key = radix.sort((key << row_bits) + row, row_bits, bits)
     row = (key & (2**row_bits - 1)).astype(jnp.int32)
     key = key >> row_bits
     code = (key & (2**code_bits - 1)).astype(jnp.int32)
@@ -176,13 +179,15 @@ def by_table(
     assert codes is not None
     n, width, capacity = rows.x.shape[1], codes.width, len(feature)
     stride = width + 1
+    kind = kind_of(size * stride + 1)
     if capacity == 1:
-        code = codes.index[feature[0]].astype(jnp.int32)
+        code = codes.index[feature[0]]
     else:
         near = jnp.minimum(level.slot, size - 1)
         at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
-        code = take(codes.index.reshape(-1), at).astype(jnp.int32)
-    place = jnp.where(level.slot < size, level.slot * stride + code, size * stride)
+        code = take(codes.index.reshape(-1), at)
+    place = level.slot.astype(kind) * kind.type(stride) + code.astype(kind)
+    place = jnp.where(level.slot < size, place, kind.type(size * stride))
     table = jnp.zeros((size * stride + 1, rows.q.shape[1]), rows.q.dtype)
     table = table.at[place].add(rows.q, mode="promise_in_bounds")[:-1]
     table = jnp.moveaxis(table.reshape(size, stride, -1), 2, 0)

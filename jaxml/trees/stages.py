@@ -2,11 +2,13 @@
 
 A level costs as much as the arrays that it runs over are long, however few rows still move
 and however few nodes are open. So a tree of many rows starts with the rows that count and
-room for the few nodes that tables serve, goes on with room for all nodes, and then drops
-the rows that rest in leaves, twice. Every stage is a loop over levels of its own shape.
+room for the few nodes that tables serve, goes on with room for a node in sixteen rows, as
+most trees ever have, or else for all, and then drops the rows that rest in leaves, twice.
+Every stage is a loop over levels of its own shape; most trees pass by one or another.
 
 The trap: a stage that is entered with more rows or nodes than it has room for would lose
-them silently, hence loops end by what the next stage can hold (`frontier`).
+them silently, hence a loop goes on while its own room is enough for all children, and ends
+no sooner than the rows that still move fit into the next.
 
 Reference: dropping finished rows as in Shafer, Agrawal and Mehta, "SPRINT: A Scalable
 Parallel Classifier for Data Mining", VLDB 1996, https://dl.acm.org/doi/10.5555/645922.673491
@@ -27,6 +29,8 @@ STAGED_ROWS = 16384
 """From how many rows on trees are grown in stages."""
 SHARES = (0.35, 0.08)
 """Of the rows at the start: what the later stages hold."""
+CROWD = 16
+"""Rows to an open node of all but the deepest trees."""
 
 
 class State(NamedTuple):
@@ -60,10 +64,18 @@ def stages_of(whole: Shape, rows: int, width: int) -> tuple[tuple[int, Shape], .
     if tables and tables[-1] >= 32:
         few = whole._replace(open=2 * tables[-1], tables=tables, sorts=False)
         stages.append((rows, few))
+    some = rows // CROWD
+    if (stages[0][1].open if stages else 0) < some < whole.open:
+        stages.append((rows, whole._replace(open=some)))
     for share in (1, *SHARES):
         size = max(int(share * rows), 1)
-        stages.append((size, whole._replace(open=min(whole.open, max(size // 2, 1)))))
+        stages.append((size, whole._replace(open=_most_open(whole, size))))
     return tuple(stages)
+
+
+def _most_open(whole: Shape, size: int) -> int:
+    """How many nodes of so many rows can be open, for each has two or more."""
+    return min(whole.open, max(size // 2, 1))
 
 
 def which(moves: Bool[Array, " rows"], size: int) -> Int[Array, " size"]:
@@ -91,16 +103,19 @@ def take_or(values: Int[Array, " rows"], kept: Int[Array, " size"], rest: int) -
 
 
 def goes_on(
-    state: State, here: Shape, after: tuple[int, Shape] | None
+    state: State, whole: Shape, stage: int, stages: tuple[tuple[int, Shape], ...]
 ) -> Bool[Array, ""]:
-    """Whether a stage has another level: nodes are open, and the next would not do."""
+    """Whether a stage has another level: nodes are open, and no later one is due."""
+    size, here = stages[stage]
     alive = state.at < here.nodes
-    some = jnp.any(alive)
-    if after is None:
-        return some
-    if not here.sorts:
-        return some & (jnp.sum(alive) <= here.tables[-1])
-    return some & (jnp.sum(jnp.where(alive, state.count, 0)) > after[0])
+    num_open = jnp.sum(alive)
+    more = num_open > 0
+    if here.open < _most_open(whole, size):
+        more &= num_open <= here.open // 2
+    smaller = [rows for rows, _ in stages[stage + 1 :] if rows < size]
+    if smaller:
+        more &= jnp.sum(jnp.where(alive, state.count, 0)) > smaller[0]
+    return more
 
 
 def resize(state: State, capacity: int, nodes: int) -> State:

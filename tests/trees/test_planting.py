@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jaxml.trees import cart, codes, planting
 from jaxml.trees.cart_config import Config
 from jaxml.trees.planting import channels_of, plan_of, same_target, trim
 from jaxml.trees.table import table
@@ -32,6 +33,22 @@ def test_only_what_shapes_a_program_is_in_the_plan():
     assert plan(max_features=2)[0].shape.draws
     assert not plan()[0].shape.draws
     assert plan(max_leaf_nodes=5)[1].limits.max_depth == 4
+
+
+def test_data_sets_of_one_plan_are_prepared_by_one_program(monkeypatch):
+    traced = []
+
+    def encode(*given):
+        traced.append(given)
+        return codes.encode(*given)
+
+    monkeypatch.setattr(planting, "encode", encode)
+    learner = cart.learner(Config(max_depth=1, num_classes=3, max_bins=7))
+    first, second = (
+        learner.prepare(x, Y)[0] for x in (X, X + np.arange(4) * Y[:, None])
+    )
+    assert len(traced) == 1
+    assert (first.codes.index != second.codes.index).any()
 
 
 def test_rows_of_equal_targets_have_equal_numbers():

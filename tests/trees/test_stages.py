@@ -12,7 +12,7 @@ from jaxml.trees.frontier import Limits, grow, shape
 from jaxml.trees.impurity import impurity
 from jaxml.trees.random_forest import most_drawn
 from jaxml.trees.search import Rows
-from jaxml.trees.stages import SHARES, keep, stages_of, take_or, which
+from jaxml.trees.stages import CROWD, SHARES, keep, stages_of, take_or, which
 from jaxml.trees.tree import leaf_index
 
 ROWS, COUNTED = 96, 61
@@ -47,6 +47,7 @@ def test_stages_change_nothing(rng):
     whole = shape(ROWS, 16, draws=True)
     stages = (
         (COUNTED, whole._replace(open=4, tables=(2,), sorts=False)),
+        (COUNTED, whole._replace(open=8)),  # has no room for all, and must hand on
         (COUNTED, whole._replace(open=30)),
         (20, whole._replace(open=10)),
     )
@@ -73,10 +74,12 @@ def test_every_stage_holds_what_the_one_before_hands_on(rows, width, depth):
         return
     for (_, before), (size, after) in pairwise(stages):
         if before.sorts:  # a node that is open has two rows or more
-            assert after.open == size // 2
+            assert after.open == size // 2 <= rows // 2
         else:  # one level more than tables serve
             assert before.open == 2 * before.tables[-1] <= after.open
     assert stages[-1][1].sorts
+    rooms = [s.open for size, s in stages if size == rows - 1000 and s.sorts]
+    assert rooms == [(rows - 1000) // CROWD, (rows - 1000) // 2]
     assert stages[-1][0] == int(SHARES[-1] * (rows - 1000))
 
 
