@@ -28,8 +28,15 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from experiments.trees.tables import CLASSES, LOWER, judge, mean, splits
 from jaxml import draw, train
-from jaxml.trees import adaboost, bagging, cart, extra_trees, gbdt, random_forest
-from jaxml.trees import stacking
+from jaxml.trees import (
+    adaboost,
+    bagging,
+    cart,
+    extra_trees,
+    gbdt,
+    random_forest,
+    stacking,
+)
 from jaxml.trees.learner import logistic, ridge
 
 
@@ -204,21 +211,39 @@ def report(
 ) -> None:
     """Writes results and pictures."""
     (path / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    measures = {name for row in rows.values() for name in row}
-    draw.save_table(
-        path / "table.png",
-        {name.replace("_", " "): row for name, row in rows.items()},
-        title="Held out",
-        lower_is_better=tuple(sorted(measures & set(LOWER))),
-    )
     for table, values in bars.items():
+        found = by_method(table, rows)
+        columns = {name for row in found.values() for name in row}
+        title = f"{table.replace('_', ' ').capitalize()}, held out"
+        draw.save_table(
+            path / f"{table}_scores.png",
+            found,
+            title=title,
+            lower_is_better=[name for name in columns if name.split()[0] in LOWER],
+        )
         draw.save_bars(
             path / f"{table}.png",
             values,
-            title=f"{table.replace('_', ' ').capitalize()}, held out".strip(),
+            title=title,
             xlabel="misclassified, %" if CLASSES[table] else "root mean squared error",
             highlight=[name for name in values if "scikit" not in name],
         )
+    boundaries(path / "boundaries.png", config)
+
+
+def by_method(table: str, rows: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The scores on one table, those of both libraries in one row."""
+    found: dict[str, Scores] = {}
+    for name, row in rows.items():
+        of, method, library = name.split("/")
+        for score, value in row.items() if of == table else ():
+            column = score if library == "jaxml" else f"{score} ({library})"
+            found.setdefault(method.replace("_", " "), {})[column] = value
+    return {name: dict(sorted(row.items())) for name, row in found.items()}
+
+
+def boundaries(path: Path, config: Config) -> None:
+    """Draws where each ensemble parts two classes of the plane."""
     x, y = make_moons(200, noise=0.3, random_state=0)
     x = x.astype(np.float32)
 
@@ -227,7 +252,7 @@ def report(
         return lambda x: np.asarray(told(x))[:, 1] - 0.5
 
     draw.save_boundary(
-        path / "boundaries.png",
+        path,
         x,
         y,
         {method.replace("_", " "): side(method) for method in config.methods},
