@@ -15,6 +15,7 @@ https://doi.org/10.1007/978-0-387-84858-7 (chapters 8, 9, 10, 15).
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from jaxml.trees import (
     random_forest,
     stacking,
 )
-from jaxml.trees.learner import logistic, ridge
+from jaxml.trees.learner import Learner, logistic, ridge
 
 
 @dataclass(frozen=True)
@@ -163,11 +164,17 @@ def meta(
         boosted = adaboost.fit(x, y, weak, adaboost.Config(classes, trees), key)
         tell = adaboost.predict_proba if classes else adaboost.predict
         return lambda x: tell(boosted, weak, x)
-    linear = logistic(classes) if classes else ridge()
+    linear = linear_of(classes)
     first = (cart.learner(replace(full, max_depth=4)), learner, linear)
     how = stacking.Config(num_classes=classes)
     stack = stacking.fit(x, y, first, linear, how, key)
     return lambda x: stacking.predict(stack, first, linear, how, x)
+
+
+@cache  # one learner, one compilation
+def linear_of(classes: int) -> Learner:
+    """Softmax regression, or least squares."""
+    return logistic(classes) if classes else ridge()
 
 
 def depth_of(classes: int) -> int:
