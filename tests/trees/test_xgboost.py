@@ -161,6 +161,9 @@ def test_dart_drops_and_rescales(rng):
     assert weight[0] < 1  # with one_drop some tree falls in every round but the first
     assert ((weight > 0) & (weight <= 1)).all()
     assert float(jnp.mean((predict(model, x) - y) ** 2)) < np.var(y)
+    alone = fit(x, y, changed(booster="dart", rate_drop=1.0), KEY).trees
+    for leaf in jax.tree.leaves(alone):  # where all fall every tree is a first one
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
     plain = fit(x, y, changed(booster="dart"), KEY)
     chex.assert_trees_all_close(
         predict(plain, x), predict(fit(x, y, SMALL, KEY), x), atol=1e-5
