@@ -45,7 +45,10 @@ def test_rows_of_weight_zero_make_no_cuts(rng, max_bin):
     weights = rng.integers(0, 2, 60).astype(np.float32)
     weights[np.argmax(x[:, 0])] = weights[np.argmin(x[:, 1])] = 0
     some = weights > 0
-    bins, fewer = make_bins(x, max_bin, weights), make_bins(x[some], max_bin, weights[some])
+    bins, fewer = (
+        make_bins(x, max_bin, weights),
+        make_bins(x[some], max_bin, weights[some]),
+    )
     np.testing.assert_array_equal(bins.cuts, fewer.cuts)
     np.testing.assert_array_equal(bins.lowest, fewer.lowest)
     np.testing.assert_array_equal(np.asarray(bins.index)[:, some], fewer.index)
