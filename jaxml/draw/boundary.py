@@ -14,6 +14,7 @@ from jaxml.export import export
 from jaxml.typing import Array, Float
 
 _CELLS = 201
+_COLUMNS = 4
 
 
 @export("draw.save_boundary", since="0.1")
@@ -25,7 +26,7 @@ def save_boundary(
     *,
     title: str = "",
 ) -> Image.Image:
-    """Panels side by side, each with the points and one decision function.
+    """Panels side by side, four to a line, each with the points and one function.
 
     Args:
         path: where to write, or None.
@@ -55,9 +56,13 @@ def save_boundary(
     (left, bottom), (right, top) = low - margin, high + margin
     xs, ys = np.linspace(left, right, _CELLS), np.linspace(bottom, top, _CELLS)
     grid = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
-    figure = new_figure(2.5 * len(decisions) + 0.2, 2.9, title)
-    axes = np.atleast_1d(figure.subplots(1, len(decisions)))
-    for ax, (name, decide) in zip(axes, decisions.items(), strict=True):
+    columns = min(len(decisions), _COLUMNS)
+    lines = -(-len(decisions) // columns)
+    figure = new_figure(2.5 * columns + 0.2, 2.4 * lines + 0.5, title)
+    axes = np.atleast_1d(figure.subplots(lines, columns)).reshape(-1)
+    for ax in axes[len(decisions) :]:
+        ax.set_axis_off()
+    for ax, (name, decide) in zip(axes, decisions.items(), strict=False):
         values = np.asarray(decide(grid)).reshape(_CELLS, _CELLS)
         ax.contourf(
             xs,

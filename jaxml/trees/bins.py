@@ -81,7 +81,7 @@ def make_bins(
     Args:
         x: features; NaN is missing.
         max_bin: bins per column, at least 2.
-        weights: of the rows, for weighted quantiles.
+        weights: of the rows, for weighted quantiles; rows of weight zero make no cuts.
         axis_name: mesh axis over which the rows are split; all of them are gathered to
             find the cuts.
         has_missing: False where no value is NaN, which saves a bin.
@@ -94,11 +94,11 @@ def make_bins(
     if not 2 <= max_bin < 2**15:
         raise ValueError(f"max_bin must be in [2, 32768), got {max_bin}")
     columns = jnp.asarray(x, jnp.float32).T
-    every, mass = columns, weights
+    every, mass = columns, None if weights is None else jnp.asarray(weights)
     if axis_name is not None:
         every = lax.all_gather(columns, axis_name, axis=1, tiled=True, to="invarying")
-        if weights is not None:
-            mass = lax.all_gather(weights, axis_name, tiled=True, to="invarying")
+        if mass is not None:
+            mass = lax.all_gather(mass, axis_name, tiled=True, to="invarying")
     if mass is None:
         # Two loops: in one, XLA would make the sorted column again for each of its uses.
         ascending = lax.map(_ascending, every)
@@ -106,6 +106,7 @@ def make_bins(
     else:
 
         def weighted(column: Array) -> tuple[Array, Array]:
+            column = jnp.where(mass > 0, column, jnp.nan)
             order = jnp.argsort(column)
             return _cut(column[order], mass[order], max_bin)
 

@@ -91,16 +91,22 @@ def logistic(num_classes: int, penalty: float = 1.0, steps: int = 20) -> Learner
 
     def fit(x: Array, y: Array, key: PRNGKeyArray, weights: Array) -> Array:
         del key
+        # In units of each column, or the Hessian's entries are too far apart to solve with.
+        share = weights / jnp.sum(weights)
+        middle = share @ x
+        unit = jnp.sqrt(share @ (x - middle[None]) ** 2)
+        unit = jnp.where(unit > 0, unit, 1)
+        x = (x - middle[None]) / unit[None]
         width = x.shape[1] + 1
-        bias = jnp.arange(width) == width - 1
-        price = jnp.where(bias, 1e-4, penalty)
+        price = jnp.append(penalty / unit**2, 1e-4)[:, None]
 
         def loss(flat: Array) -> Array:
             w = flat.reshape(width, num_classes)
             logs = jax.nn.log_softmax(_affine(w, x))
             chosen = jnp.take_along_axis(logs, y.astype(jnp.int32)[:, None], axis=1)
-            fine = 0.5 * jnp.sum(price[:, None] * w * w)
-            return fine - jnp.sum(weights * chosen[:, 0])
+            fine = 0.5 * jnp.sum(price * w * w) - jnp.sum(weights * chosen[:, 0])
+            # What moves all classes alike is 0 at the optimum; now the Hessian knows it.
+            return fine + 0.5 * jnp.mean(weights) * jnp.sum(jnp.sum(w, axis=1) ** 2)
 
         def step(_: Array, flat: Array) -> Array:
             move = jnp.linalg.solve(jax.hessian(loss)(flat), jax.grad(loss)(flat))
@@ -112,7 +118,9 @@ def logistic(num_classes: int, penalty: float = 1.0, steps: int = 20) -> Learner
             return jnp.where(losses[best] < loss(flat), tries[best], flat)
 
         start = jnp.zeros(width * num_classes)
-        return lax.fori_loop(0, steps, step, start).reshape(width, num_classes)
+        found = lax.fori_loop(0, steps, step, start).reshape(width, num_classes)
+        slope = found[:-1] / unit[:, None]
+        return jnp.vstack((slope, found[-1] - middle @ slope))
 
     return from_pair(fit, lambda w, x: jax.nn.softmax(_affine(w, x)))
 

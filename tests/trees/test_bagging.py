@@ -36,6 +36,14 @@ def test_means_of_bags_vary_as_bootstrap_means_do(rng):
     assert told.tolist() == pytest.approx([means.mean()] * 3, abs=1e-5)
 
 
+def test_weights_multiply_the_draws(rng):
+    y = rng.normal(size=30).astype(np.float32)
+    weights = rng.integers(0, 3, 30).astype(np.float32)
+    one = Config(1, bootstrap=False)
+    model = fit(np.zeros((30, 1)), y, MEAN, one, KEY, weights)
+    assert model.learners[0] == pytest.approx(np.average(y, weights=weights), rel=1e-5)
+
+
 def test_trees_read_only_their_columns_in_any_batches(rng):
     x = rng.normal(size=(60, 4)).astype(np.float32)
     y = (x[:, 0] > 0).astype(int)

@@ -39,6 +39,21 @@ def test_weights_move_the_cuts(rng):
     assert np.abs(mass - 250).max() <= 6
 
 
+@pytest.mark.parametrize("max_bin", [8, 64], ids=["quantiles", "each value"])
+def test_rows_of_weight_zero_make_no_cuts(rng, max_bin):
+    x = rng.normal(size=(60, 2)).astype(np.float32)
+    weights = rng.integers(0, 2, 60).astype(np.float32)
+    weights[np.argmax(x[:, 0])] = weights[np.argmin(x[:, 1])] = 0
+    some = weights > 0
+    bins, fewer = (
+        make_bins(x, max_bin, weights),
+        make_bins(x[some], max_bin, weights[some]),
+    )
+    np.testing.assert_array_equal(bins.cuts, fewer.cuts)
+    np.testing.assert_array_equal(bins.lowest, fewer.lowest)
+    np.testing.assert_array_equal(np.asarray(bins.index)[:, some], fewer.index)
+
+
 def test_bins_and_thresholds_agree(rng):
     """x < cuts[b] if and only if its bin is at most b, also for values out of range."""
     x = rng.standard_t(2, size=(200, 3)).astype(np.float32)

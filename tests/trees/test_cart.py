@@ -119,6 +119,20 @@ def test_trees_of_numbers_are_those_of_scikit_learn():
     np.testing.assert_allclose(path.risk, theirs.impurities, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "criterion", ["gini", "entropy", "squared_error", "absolute_error", "poisson"]
+)
+def test_the_root_is_as_impure_as_in_scikit_learn(criterion, rng):
+    x, number, label = problem(3)
+    config = cart.Config(criterion, max_depth=1)
+    target = label if config.classifies else number - number.min()
+    both = np.stack((target, np.roll(target**2, 1)), axis=1)
+    weights = rng.uniform(0.5, 2, ROWS).astype(np.float32)
+    theirs = peer(config).fit(x, both, weights).tree_.impurity[0]
+    ours = cart.root_impurity(table(x, both, config, weights), criterion)
+    assert float(ours) == pytest.approx(theirs, rel=1e-4)
+
+
 def test_poisson_and_absolute_errors_are_those_of_scikit_learn(rng):
     x, number, _ = problem(3)
     assert_same(cart.Config("poisson", **LEAF), np.exp(number), x, atol=1e-4)

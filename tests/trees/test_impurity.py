@@ -64,5 +64,17 @@ def test_children_must_have_weight():
     rule = impurity("squared_error", min_weight=2.0).rule
     totals = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.9, 2.0]])
     assert rule.admits(totals).tolist() == [False, False, True]
+    rule = impurity("gini", num_classes=2, min_weight=2.0).rule
+    totals = jnp.array([[0.0, 1.0, 1.0], [0.0, 0.9, 1.0]])
+    assert rule.admits(totals).tolist() == [False, False, True]
     rule = impurity("poisson").rule
-    assert rule.admits(jnp.array([[0.0, 1.0], [3.0, 3.0]])).tolist() == [False, True]
+    totals = jnp.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [3.0, 3.0, 3.0]])
+    assert rule.admits(totals[1:]).tolist() == [True, False, True]
+    assert rule.admits(totals).tolist() == [False, False, True]
+
+
+def test_a_node_is_pure_where_all_targets_are():
+    pure = impurity("gini", outputs=2, num_classes=2).pure
+    assert pure is not None
+    totals = jnp.array([[3.0, 3.0], [0.0, 0.0], [1.0, 0.0], [2.0, 3.0]])
+    assert pure(totals).tolist() == [False, True]

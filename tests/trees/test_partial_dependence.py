@@ -11,7 +11,7 @@ from jaxml.trees.tree import compact
 from jaxml.trees.xgboost import Config, fit, predict
 
 CONFIG = Config(max_depth=3, num_boost_round=3, max_bin=16)
-GRID = np.array([-1.0, 0.0, 0.7, np.nan], np.float32)
+GRID = np.array([-1.0, np.nan, 0.0, 0.7], np.float32)
 
 
 def fitted(rng):
@@ -53,6 +53,35 @@ def test_both_ways_are_their_definition(rng):
     told = partial_dependence(model, None, 0, GRID)
     np.testing.assert_allclose(told[:, 0], expected, rtol=1e-5, atol=1e-6)
     assert np.ptp(expected) > 0.2
+
+
+ONE = dataclasses.replace(CONFIG, num_boost_round=6, eta=0.8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(ONE, categorical=(0,), max_cat_to_onehot=1),
+        dataclasses.replace(ONE, booster="dart", rate_drop=0.5),
+        dataclasses.replace(ONE, early_stopping_rounds=2),
+    ],
+    ids=["categories", "dart", "early stopping"],
+)
+def test_of_one_column_nothing_is_averaged(rng, config):
+    x = rng.integers(0, 6, (80, 1)).astype(np.float32)
+    x[::9] = np.nan
+    y = np.where(np.isnan(x[:, 0]), -1, x[:, 0] % 3) + rng.normal(size=80)
+    held = (x, rng.normal(size=80)) if config.early_stopping_rounds else None
+    model = fit(x, y, config, jax.random.key(0), evaluation=held)
+    thresholds = np.asarray(model.trees.threshold).ravel()
+    grid = np.r_[np.arange(6), 40, np.nan, thresholds[np.isfinite(thresholds)]]
+    grid = grid.astype(np.float32)
+    expected = predict(model, grid[:, None])
+    assert np.ptp(expected) > 0.2
+    told = partial_dependence(model, None, 0, grid)
+    np.testing.assert_allclose(told[:, 0], expected, rtol=1e-5, atol=1e-6)
+    if held is not None:
+        assert model.best_iteration < 5
 
 
 def test_centred_curves_start_at_zero(rng):

@@ -39,3 +39,9 @@ def test_quantiles_by_group_weight_and_count(rng):
         mass = weight[group == g][order].cumsum()
         first = np.searchsorted(mass, np.float32(0.3) * mass[-1] - 1e-4)
         assert heavy[g] == x[group == g][order][first]
+
+
+def test_a_weight_that_is_reached_exactly_is_reached():
+    x = jnp.array([4.0, 1.0, 3.0, 2.0])
+    assert float(quantile(x, 0.5, jnp.ones(4))) == 2
+    assert float(quantile(x, 0.75, jnp.array([1.0, 2.0, 0.0, 1.0]))) == 2

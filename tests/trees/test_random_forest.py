@@ -78,6 +78,16 @@ def test_bootstrap_counts_are_draws_with_replacement():
     assert counts[:, :60].mean(axis=0) == pytest.approx(1, abs=0.25)
 
 
+def test_rows_of_weight_zero_are_not_learned_from():
+    x, y = problem()
+    weights = np.where(np.arange(60) < 20, 0.0, 1.0).astype(np.float32)
+    config = Config(TREE, num_trees=4)
+    forest = fit(x, y, config, KEY, weights)
+    other = np.where(weights > 0, y, 1 - y)
+    assert_equal(forest, fit(x, other, config, KEY, weights))
+    assert (predict(forest, x) == y)[20:].mean() > 0.9
+
+
 def test_nodes_draw_columns_uniformly_and_anew():
     """All columns are copies: which one splits a node is the first one drawn."""
     x = np.repeat(np.random.default_rng(0).normal(size=(64, 1)), 6, axis=1)

@@ -71,7 +71,18 @@ def test_classes_give_shares_and_features_may_pass_through(rng):
     assert (shares.argmax(axis=1) == y).mean() > 0.85
     features = level_one([shares], jnp.asarray(x), config)
     assert features.shape == (45, 5)
-    assert level_one([shares[:, :2]], jnp.asarray(x), Config(3, 2)).shape == (45, 1)
+    np.testing.assert_array_equal(features, jnp.hstack((shares, x)))
+    two = level_one([shares[:, :2]], jnp.asarray(x), Config(3, 2))
+    np.testing.assert_array_equal(two, shares[:, 1:2])
+
+
+def test_all_learners_heed_the_weights(rng):
+    y = rng.normal(size=30).astype(np.float32)
+    weights = rng.integers(0, 3, 30).astype(np.float32)
+    model = fit(np.zeros((30, 1)), y, (MEAN,), MEAN, Config(), KEY, weights)
+    expected = pytest.approx(np.average(y, weights=weights), rel=1e-5)
+    assert model.learners[0] == expected
+    assert model.final == expected
 
 
 def test_folds_are_even_in_every_class(rng):

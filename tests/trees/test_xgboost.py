@@ -91,15 +91,17 @@ def test_many_models_train_in_one_program(rng):
 
 
 @pytest.mark.parametrize("tree_method", ["exact", "hist", "approx"])
-def test_rows_of_weight_two_are_rows_twice(rng, tree_method):
+def test_weights_are_how_often_a_row_is_there(rng, tree_method):
     x, y = problem(rng, 32)
-    config = changed(tree_method=tree_method, max_bin=64)
-    weights = np.where(np.arange(32) < 8, 2.0, 1.0).astype(np.float32)
-    heavy = fit(x, y, config, KEY, weights)
-    twice = fit(np.concatenate((x, x[:8])), np.concatenate((y, y[:8])), config, KEY)
-    chex.assert_trees_all_close(
-        predict(heavy, x), predict(twice, x), rtol=1e-4, atol=1e-4
-    )
+    held, label = problem(rng)[0], np.digitize(y, [-0.2, 0.2])
+    softmax = {"objective": "multi:softprob", "num_class": 3, "num_boost_round": 2}
+    config = changed(tree_method=tree_method, max_bin=64, **softmax)
+    # Exact thresholds lie between neighbours, rows of weight zero among them.
+    times = rng.integers(tree_method == "exact", 3, 32)
+    weighted = fit(x, label, config, KEY, times.astype(np.float32))
+    row = np.repeat(np.arange(32), times)
+    repeated = fit(x[row], label[row], config, KEY)
+    chex.assert_trees_all_close(predict(weighted, held), predict(repeated, held))
 
 
 def test_any_loss_written_in_jax_is_boosted(rng):
@@ -159,6 +161,9 @@ def test_dart_drops_and_rescales(rng):
     assert weight[0] < 1  # with one_drop some tree falls in every round but the first
     assert ((weight > 0) & (weight <= 1)).all()
     assert float(jnp.mean((predict(model, x) - y) ** 2)) < np.var(y)
+    alone = fit(x, y, changed(booster="dart", rate_drop=1.0), KEY).trees
+    for leaf in jax.tree.leaves(alone):  # where all fall every tree is a first one
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
     plain = fit(x, y, changed(booster="dart"), KEY)
     chex.assert_trees_all_close(
         predict(plain, x), predict(fit(x, y, SMALL, KEY), x), atol=1e-5

@@ -1,0 +1,90 @@
+"""Tables of numbers that experiments with trees share: splits of them, and scores.
+
+Five tables: breast cancer, digits and diabetes of scikit-learn, cross-validated, and
+LightGBM's binary example and agaricus, which come as two files each.
+
+Reference: Pedregosa et al., "Scikit-learn: Machine Learning in Python", JMLR 2011,
+https://arxiv.org/abs/1201.0490.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import sklearn.datasets
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import KFold, StratifiedKFold
+
+Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""(x, y, held-out x, held-out y), the features as float32."""
+CLASSES = {"breast_cancer": 2, "digits": 10, "diabetes": 0, "binary": 2, "agaricus": 2}
+"""Of the labels of each table, 0 for numbers."""
+LOWER = ("loss", "rmse")
+"""Scores that are better when they are lower."""
+
+
+def splits(
+    table: str, folds: int, seeds: Sequence[int], data: Path | None = None
+) -> Iterator[tuple[int, Split]]:
+    """The seed and the split of every fold; of two files only one of each seed.
+
+    Raises:
+        ValueError: if a table of files is asked for without `data`, the folder with
+            tabular_lightgbm/ and agaricus/.
+    """
+    if table in ("binary", "agaricus"):
+        if data is None:
+            raise ValueError(f"{table} needs --data, the folder of its files")
+        split = _from_files(table, data)
+        yield from ((seed, split) for seed in seeds)
+        return
+    x, y = getattr(sklearn.datasets, f"load_{table}")(return_X_y=True)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    for seed in seeds:
+        kind = StratifiedKFold if CLASSES[table] else KFold
+        parts = kind(folds, shuffle=True, random_state=seed)
+        for inside, outside in parts.split(x, y):
+            yield seed, (x[inside], y[inside], x[outside], y[outside])
+
+
+def _from_files(table: str, folder: Path) -> Split:
+    if table == "binary":
+        parts = [
+            np.loadtxt(folder / "tabular_lightgbm" / f"binary.{part}", dtype=np.float32)
+            for part in ("train", "test")
+        ]
+        return (parts[0][:, 1:], parts[0][:, 0], parts[1][:, 1:], parts[1][:, 0])
+    parts = [
+        sklearn.datasets.load_svmlight_file(
+            str(folder / "agaricus" / f"agaricus.txt.{part}"), n_features=127
+        )
+        for part in ("train", "test")
+    ]
+    (x, y), (held, label) = parts
+    dense = [m.toarray().astype(np.float32) for m in (x, held)]
+    return dense[0], y.astype(np.float32), dense[1], label.astype(np.float32)
+
+
+def judge(told: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Scores of predictions: class shares [rows, classes], or numbers [rows].
+
+    Returns:
+        Cross-entropy in nats, accuracy, and of two classes the area under the ROC curve;
+        or the root of the mean squared error.
+    """
+    told = np.asarray(told, np.float64)
+    if told.ndim == 1:
+        return {"rmse": float(np.sqrt(np.mean((told - y) ** 2)))}
+    share = told / told.sum(axis=1, keepdims=True)
+    scores = {
+        "loss": float(log_loss(y, share, labels=range(share.shape[1]))),
+        "accuracy": float((share.argmax(axis=1) == y).mean()),
+    }
+    if share.shape[1] == 2:
+        scores["auc"] = float(roc_auc_score(y, share[:, 1]))
+    return scores
+
+
+def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each score."""
+    return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
