@@ -153,8 +153,8 @@ class ImageTokenizer(nn.Module):
         self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
         self.from_codes = Conv(width, 1, **conv)
         self.outer = [Conv(width, 3, **conv) for _ in range(2)]
-        up = {"kernel_init": nn.initializers.lecun_normal()}
-        self.ups = [Deconv(width, 2, 4, padding=1, **up) for _ in count]
+        start = nn.initializers.lecun_normal()
+        self.ups = [Deconv(width, 2, 4, 1, kernel_init=start) for _ in count]
         parameters = 2 if self.likelihood == "logit_laplace" else 1
         self.paint = Conv(parameters * self.channels, 1, **conv)
 
