@@ -1,7 +1,7 @@
 r"""Trees and their ensembles on small tables, beside scikit-learn's, and in the plane.
 
     python -m experiments.trees.random_forest_small_tables --tables breast_cancer diabetes
-    python -m experiments.trees.random_forest_small_tables --data DATA \
+    python -m experiments.trees.random_forest_small_tables \
         --tables digits binary agaricus --methods random_forest extra_trees
 
 5 folds, and of binary and agaricus their own split, 100 trees, seeds 0 to 2, mean and
@@ -102,8 +102,8 @@ class Config:
     """Parts of each table, each held out once."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of folds and draws."""
-    data: Path | None = None
-    """Folder with tabular_lightgbm/ and agaricus/."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
     peers: bool = True
     """Whether to run scikit-learn's on the same folds."""
     out: Path = Path("runs/random_forest_small_tables")
@@ -149,7 +149,7 @@ def scores(
 ) -> dict[int, list[Scores]]:
     """Of every fold, by seed."""
     found: dict[int, list[Scores]] = {}
-    parts = splits(table, config.folds, config.seeds, config.data)
+    parts = splits(table, config.folds, config.seeds, config.data_dir)
     for i, (seed, (x, y, held, label)) in enumerate(parts):
         told = fit(method, x, y, CLASSES[table], config.trees, 1000 * seed + i)
         found.setdefault(seed, []).append(judge(np.asarray(told(held)), label))

@@ -15,27 +15,36 @@ import sklearn.datasets
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import KFold, StratifiedKFold
 
+from jaxml.data.catalog import data_folder
+
 Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """(x, y, held-out x, held-out y), the features as float32."""
 CLASSES = {"breast_cancer": 2, "digits": 10, "diabetes": 0, "binary": 2, "agaricus": 2}
 """Of the labels of each table, 0 for numbers."""
+FOLDERS = {"binary": "tabular_lightgbm", "agaricus": "agaricus"}
+"""Where tables lie that are files."""
 LOWER = ("loss", "rmse")
 """Scores that are better when they are lower."""
 
 
 def splits(
-    table: str, folds: int, seeds: Sequence[int], data: Path | None = None
+    table: str, folds: int, seeds: Sequence[int], data_dir: Path | None = None
 ) -> Iterator[tuple[int, Split]]:
     """The seed and the split of every fold; of two files only one of each seed.
 
     Raises:
-        ValueError: if a table of files is asked for without `data`, the folder with
-            tabular_lightgbm/ and agaricus/.
+        ValueError: if the table is unknown, or one of files whose folder is not there.
     """
-    if table in ("binary", "agaricus"):
-        if data is None:
-            raise ValueError(f"{table} needs --data, the folder of its files")
-        split = _from_files(table, data)
+    if table not in CLASSES:
+        raise ValueError(f"table must be one of {sorted(CLASSES)}, got {table!r}")
+    if table in FOLDERS:
+        folder = (data_folder(data_dir) or Path()) / FOLDERS[table]
+        if not folder.is_dir():
+            raise ValueError(
+                f"{table} needs the folder {FOLDERS[table]} in --data-dir or "
+                f"JAXML_DATA_DIR, got {folder}"
+            )
+        split = _from_files(table, folder)
         yield from ((seed, split) for seed in seeds)
         return
     x, y = getattr(sklearn.datasets, f"load_{table}")(return_X_y=True)
@@ -50,13 +59,13 @@ def splits(
 def _from_files(table: str, folder: Path) -> Split:
     if table == "binary":
         parts = [
-            np.loadtxt(folder / "tabular_lightgbm" / f"binary.{part}", dtype=np.float32)
+            np.loadtxt(folder / f"binary.{part}", dtype=np.float32)
             for part in ("train", "test")
         ]
         return (parts[0][:, 1:], parts[0][:, 0], parts[1][:, 1:], parts[1][:, 0])
     parts = [
         sklearn.datasets.load_svmlight_file(
-            str(folder / "agaricus" / f"agaricus.txt.{part}"), n_features=127
+            str(folder / f"agaricus.txt.{part}"), n_features=127
         )
         for part in ("train", "test")
     ]

@@ -1,11 +1,11 @@
 r"""XGBoost's accuracy on small tables, beside XGBoost itself where it is installed.
 
     python -m experiments.trees.xgboost_tabular --methods hist --tables diabetes breast_cancer
-    python -m experiments.trees.xgboost_tabular --tables binary agaricus --data DATA
+    python -m experiments.trees.xgboost_tabular --tables binary agaricus
 
-5 folds of breast cancer, digits (both stratified) and diabetes, 100 trees, eta 0.1; with
-`--data` also LightGBM's binary example (7,000 rows to train, 500 held out) and agaricus
-(6,513 and 1,611). What the commands above print, held out, means over seeds 0 to 2 where
+5 folds of breast cancer, digits (both stratified) and diabetes, 100 trees, eta 0.1; from the data
+folder also LightGBM's binary example (7,000 rows to train, 500 held out) and agaricus (6,513
+and 1,611). What the commands above print, held out, means over seeds 0 to 2 where
 there are folds:
 
     table          trees   library   cross-entropy   accuracy    AUC     root mean square
@@ -73,8 +73,8 @@ class Config:
     """Parts of a table, each held out once."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the folds."""
-    data: Path | None = None
-    """Folder with tabular_lightgbm/ and agaricus/."""
+    data_dir: Path | None = None
+    """Folder of the original files; by default the one JAXML_DATA_DIR names."""
     peers: bool = True
     """Whether to run XGBoost, if it is installed."""
     out: Path = Path("runs/xgboost_tabular")
@@ -97,7 +97,7 @@ def main(config: Config) -> Mapping[str, float]:
             scores: dict[str, list[dict[str, float]]] = {}
             seeds = config.seeds if table in FOLDED else (0,)
             losses: dict[str, dict[int, list[float]]] = {}
-            for seed, split in splits(table, config.folds, seeds, config.data):
+            for seed, split in splits(table, config.folds, seeds, config.data_dir):
                 told = {
                     "jaxml": ours(split, {**options, "tree_method": method}, config)
                 }
