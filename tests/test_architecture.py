@@ -47,7 +47,6 @@ LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 ARROWS: dict[tuple[str, str], str] = {}  # (importer, imported): why
 LONG: dict[str, str] = {  # file of more than 400 lines: why
     "jaxml/fundamentals/autograd.py": "one class of small operations, none over a screen",
-    "jaxml/ops/augment.py": "a flat list of sibling operations, none over a screen",
 }
 
 NAMELESS = {"utils", "util", "common", "misc", "helpers", "helper"}

@@ -29,7 +29,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ import tyro
 from sklearn.metrics import roc_auc_score
 
 from jaxml.trees import xgboost
-from jaxml.trees.bins import from_cuts
+from jaxml.trees.bins import from_cuts, make_bins
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -66,6 +66,8 @@ class Config:
     """Repetitions, of which the median is taken."""
     growth: tuple[int, ...] = ()
     """Numbers of rows for a table of cost by size, instead of the comparison."""
+    models: int = 0
+    """Small models of one table with learning rates of their own, in one program."""
     alone: Literal["", "jaxml", "XGBoost"] = ""
     """One library without the other, as peak memory is that of the process."""
     seed: int = 0
@@ -81,6 +83,8 @@ def main(config: Config) -> Mapping[str, float]:
     """Prints a table, and returns CPU-seconds, ratios and areas under the curve."""
     if config.growth:
         return growth(config)
+    if config.models:
+        return many(config)
     rng = np.random.default_rng(config.seed)
     x, y = sample(rng, config.rows + config.rows // 2, config.columns)
     train, test = slice(config.rows), slice(config.rows, None)
@@ -135,7 +139,7 @@ def options(config: Config) -> dict[str, Any]:
     }
 
 
-def fit_peer(config: Config, x: np.ndarray, y: np.ndarray) -> Any:
+def fit_peer(config: Config, x: np.ndarray, y: np.ndarray, **changed: Any) -> Any:
     """XGBoost's booster, binning included."""
     import xgboost as peer
 
@@ -145,7 +149,7 @@ def fit_peer(config: Config, x: np.ndarray, y: np.ndarray) -> Any:
         )
     else:
         data = peer.DMatrix(x, y, nthread=config.threads)
-    given = {**options(config), "nthread": config.threads}
+    given = {**options(config), "nthread": config.threads, **changed}
     return peer.train(given, data, config.trees)
 
 
@@ -174,6 +178,35 @@ def growth(config: Config) -> dict[str, float]:
         each = 1e6 * spent / rows
         print(f"| {rows} | {spent:.2f} | {each:.1f} | {peer_spent:.2f} | {peak:.0f} |")
         results |= {f"fit_{rows}": spent, f"peak_{rows}": peak}
+    return results
+
+
+def many(config: Config) -> dict[str, float]:
+    """CPU-seconds of many small models: one program of jaxml's, XGBoost's in turn."""
+    x, y = sample(np.random.default_rng(config.seed), config.rows, config.columns)
+    etas = np.linspace(0.02, 0.3, config.models, dtype=np.float32)
+    ours = xgboost.Config(num_boost_round=config.trees, **options(config))
+    key = jax.random.key(0)
+
+    @jax.jit
+    def fit(x: np.ndarray, y: np.ndarray, etas: np.ndarray) -> Any:
+        bins = make_bins(x, config.max_bin)
+        return jax.vmap(lambda e: xgboost.fit(bins, y, replace(ours, eta=e), key))(etas)
+
+    def run() -> Any:
+        return jax.block_until_ready(fit(x, y, etas))
+
+    results = {"jaxml_compile": timed(run)[0]}
+    results["jaxml_fit"] = median(timed(run)[0] for _ in range(config.rounds))
+    if config.alone != "jaxml":
+
+        def theirs() -> Any:
+            return [fit_peer(config, x, y, eta=float(eta)) for eta in etas]
+
+        results["XGBoost_fit"] = median(timed(theirs)[0] for _ in range(config.rounds))
+        results["fit_ratio"] = results["jaxml_fit"] / results["XGBoost_fit"]
+    for name, value in results.items():
+        print(f"{name:14s} {value:8.3f}")
     return results
 
 

@@ -1,22 +1,20 @@
 """Augmentation on the device: random operations on one image, inside the jitted step.
 
 Every operation takes `(key, image, ...)` for one float image [height, width, channels]
-with values in [0, 1] and gives an image whose shape is known beforehand. `jax.vmap` with
-one key per sample makes it work on a batch; a sample then depends on its own key alone,
-not on its place in the batch nor on the device it lies on:
+in [0, 1] and gives one of known shape. `jax.vmap` with one key per sample makes it work on
+a batch; a sample depends on its own key alone, not on its place nor on its device:
 
     tint = functools.partial(color_jitter, hue=0.1)
     images = jax.vmap(tint)(jax.random.split(key, len(images)), images)
 
 The trap is a batch that shares one key: every image would be cropped and tinted alike.
 Under `vmap` a condition costs both of its branches, so probabilities select between
-results here, and a random order of operations is a loop with one slot for each.
+results here, and a random order of operations is a loop with one slot for each. Recipes
+made of these operations stand in `jaxml.ops.views`.
 
-The recipes made of these operations stand in `jaxml.ops.views`.
-
+Parameters and their distributions are torchvision's, save where an operation says so.
 Reference: Howard, "Some Improvements on Deep Convolutional Neural Network Based Image
 Classification", 2013, https://arxiv.org/abs/1312.5402 (random crops and colors).
-Parameters and their distributions are torchvision's, save where an operation says so.
 """
 
 import math
