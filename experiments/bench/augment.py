@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.bench.torchvision_operators import declare_operators
 from jaxml.ops.augment import View, to_float
 from jaxml.ops.views import simclr_cifar_view, simclr_view, two_views
 
@@ -115,12 +116,7 @@ def peers(images: np.ndarray, size: int) -> dict[str, Run]:
     except ImportError:
         return {}
     torch.set_num_threads(1)
-    try:  # where the compiled part of torchvision does not load, stand in for it
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(name + "(Tensor b, Tensor s, float t) -> Tensor")
-    except RuntimeError:
-        pass
+    declare_operators()
     runs: dict[str, Run] = {}
     small = size == 32
     try:

@@ -4,12 +4,11 @@
 
 Greedy suppression at IoU 0.5 of many boxes, spread evenly or in clusters: all that are kept,
 or the first thousand, which is what proposals are cut to; by class; and eight images at
-once. The folder holds torchvision with compiled operators that load (its own file says how:
-tests/oracle/write_golden_boxes.py); without it the peer is the usual loop of NumPy, box by
-box with one vector of overlaps. Both peers always find all, for they cannot stop early. Then
-COCO's twelve numbers of 1000 images with 100 detections each, from arrays of Python's and
-NumPy's, beside pycocotools from its own dictionaries. Every row is checked: both keep the
-same boxes, or agree to 1e-9.
+once. The folder holds torchvision with its operators, see `torchvision_operators.py`; without
+it the peer is the usual loop of NumPy, box by box with one vector of overlaps. Both peers
+always find all, for they cannot stop early. Then COCO's twelve numbers of 1000 images with
+100 detections each, from arrays of Python's and NumPy's, beside pycocotools from its own
+dictionaries. Every row is checked: both keep the same boxes, or agree to 1e-9.
 
 Rounds alternate, medians count; "core" is processor time, on all cores together. "jaxml is"
 says how many times as fast as the peer on the clock. 2 CPU cores with nothing else to do,
@@ -40,13 +39,12 @@ many pairs, one at a time.
 """
 
 import contextlib
-import ctypes
 import io
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -55,6 +53,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.bench.torchvision_operators import load_operators
 from jaxml.metrics import coco_average_precision
 from jaxml.ops import batched_nms, nms
 
@@ -178,10 +177,7 @@ def peers(folder: str) -> tuple[str, Callable[..., Any], Callable[..., Any]]:
         return "NumPy", numpy_nms, partial(by_class, numpy_nms)
     import torch
 
-    for name in ("libc10_cuda.so", "libtorch_cuda.so"):
-        ctypes.CDLL(f"{folder}/{name}", mode=ctypes.RTLD_GLOBAL)
-    sys.path.insert(0, folder)
-    from torchvision import ops
+    ops = load_operators(Path(folder))
 
     def keep(*arrays: np.ndarray) -> np.ndarray:
         tensors = [torch.from_numpy(x) for x in arrays]

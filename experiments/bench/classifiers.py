@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.bench.torchvision_operators import declare_operators
 from jaxml import precision, train
 from jaxml.method import Batch, Method, Metrics, ModelState, Params
 from jaxml.nn import ConvNet
@@ -190,12 +191,7 @@ def torch_network(model: str) -> Any:
             layers += [conv, torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
         pool = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
         return torch.nn.Sequential(*layers, *pool, torch.nn.Linear(256, 10))
-    try:  # where the compiled part of torchvision does not load, stand in for it
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(name + "(Tensor b, Tensor s, float t) -> Tensor")
-    except RuntimeError:
-        pass
+    declare_operators()
     if model == "resnet18":
         from torchvision.models import resnet18
 

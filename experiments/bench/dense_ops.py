@@ -2,7 +2,7 @@
 
     python -m experiments.bench.dense_ops --torchvision /path/to/folder
 
-The folder holds torchvision with its operators, see tests/oracle/write_golden_sampling.py;
+The folder holds torchvision with its operators, see `torchvision_operators.py`;
 without it jaxml runs alone. One image, float32: features of 100 x 152 with 256 channels and
 512 boxes of 16 to 500 pixels, 7 x 7 bins; score maps of 21 classes for the
 position-sensitive kinds; for the convolution 64 x 64 with 256 channels, 3 x 3 taps. "both" is
@@ -52,9 +52,7 @@ strip of the image, so that lines serve several. Averages and maxima of whole pi
 roi_align, 4.7x and 3.7x for ps_roi_align, 5.5x and 10.5x for the convolution.
 """
 
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,6 +66,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.bench.torchvision_operators import load_operators
 from jaxml.ops import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 
 Run = Callable[[], Any]
@@ -138,19 +137,6 @@ def main(config: Config) -> Mapping[str, float]:
                 what = "both" if both else "out"
                 print(f"| {name} | {what} | {by} | {text} | {floor} | {ratio:.1f}x |")
     return rows
-
-
-def load_operators(folder: Path) -> Any:
-    """torchvision.ops, from a build for CUDA that loads without it."""
-    import torch
-
-    torch.set_num_threads(jax.device_count() and 2)
-    for name in ("libc10_cuda.so", "libtorch_cuda.so"):
-        ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    sys.path.insert(0, str(folder))
-    from torchvision import ops
-
-    return ops
 
 
 def cases(config: Config, ops: Any) -> dict[str, Case]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.bench.torchvision_operators import declare_operators
 from jaxml.method import Params
 
 EPSILON = 0.05
@@ -33,6 +34,7 @@ class Peer:
     ) -> None:
         import torch
 
+        declare_operators()
         torch.manual_seed(seed)
         self.torch = torch
         params, model_state = start

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.bench.torchvision_operators import declare_operators
+
 
 @dataclass
 class Drawn:
@@ -34,6 +36,7 @@ class Peer:
     def __init__(self, config: Any, name: str) -> None:
         import torch
 
+        declare_operators()
         torch.manual_seed(config.seed)
         self.torch, self.config = torch, config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

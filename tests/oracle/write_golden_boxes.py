@@ -1,21 +1,18 @@
 """Writes tests/ops/golden/nms.npz: what torchvision's compiled operator keeps.
 
-    TORCHVISION_BUILD=<folder> python -m tests.oracle.write_golden_boxes
+    TORCHVISION_OPS=<folder> python -m tests.oracle.write_golden_boxes
 
-The folder holds torchvision 0.28.0 with operators that run on a CPU. Its wheel of that
-version does beside the CPU build of torch 2.13.0, if two libraries that it asks for stand
-in the folder: libtorch_cuda.so, which may be empty, and libc10_cuda.so, whose functions
-need only exist (`nm -D --undefined-only torchvision/_C.so | grep cuda` lists them; the one
-that counts devices returns 0). Both are loaded before torchvision is imported.
+The folder holds torchvision 0.28.0 with operators that run on a CPU, see
+experiments/bench/torchvision_operators.py.
 """
 
-import ctypes
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from experiments.bench.torchvision_operators import load_operators
 
 GOLDEN = Path(__file__).parents[1] / "ops" / "golden" / "nms.npz"
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -49,12 +46,8 @@ def cases(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def main() -> None:
-    folder = os.environ["TORCHVISION_BUILD"]
-    for name in ("libc10_cuda.so", "libtorch_cuda.so"):
-        ctypes.CDLL(f"{folder}/{name}", mode=ctypes.RTLD_GLOBAL)
-    sys.path.insert(0, folder)
-    from torchvision.ops import nms
-
+    folder = os.environ["TORCHVISION_OPS"]
+    nms = load_operators(Path(folder)).nms
     arrays = {}
     for name, (boxes, scores) in cases(np.random.default_rng(0)).items():
         arrays[f"{name}_boxes"] = np.int16(4 * boxes)

@@ -2,39 +2,19 @@
 
     TORCHVISION_OPS=/path/to/folder python -m tests.oracle.write_golden_sampling
 
-The operators of the torchvision 0.28.0 wheel are built for CUDA, and load beside a CPU
-build of torch 2.13.0 once two empty libraries answer for what they import. In the folder:
-
-    pip download torchvision==0.28.0 --no-deps && unzip -q torchvision-0.28.0*.whl
-    nm -D --undefined-only torchvision/_C.so | grep c10.*cuda     # the names to define
-    gcc -shared -fPIC -Wl,-soname,libc10_cuda.so -o libc10_cuda.so names.c
-    gcc -shared -fPIC -Wl,-soname,libtorch_cuda.so -o libtorch_cuda.so empty.c
-
-where names.c defines each as a function that aborts, but `device_count`, which returns 0.
-Only what these operators computed is kept; no test needs the folder.
+The folder holds torchvision with its operators, see
+experiments/bench/torchvision_operators.py. Only what they computed is kept: no test needs
+the folder.
 """
 
-import ctypes
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from experiments.bench.torchvision_operators import load_operators
+
 GOLDEN = Path(__file__).parents[1] / "ops" / "golden"
-
-
-def load_operators():
-    """torchvision.ops, with its compiled part."""
-    folder = Path(os.environ["TORCHVISION_OPS"]).resolve()
-    import torch  # noqa: F401  (the libraries need its symbols)
-
-    for name in ("libc10_cuda.so", "libtorch_cuda.so"):
-        ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    sys.path.insert(0, str(folder))
-    from torchvision import ops
-
-    return ops
 
 
 def boxes_of_many_kinds(rng, n=14):
@@ -153,6 +133,6 @@ def write_deform_conv(ops):
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    operators = load_operators()
+    operators = load_operators(Path(os.environ["TORCHVISION_OPS"]))
     write_roi(operators)
     write_deform_conv(operators)
