@@ -193,7 +193,7 @@ def conv_transpose(
     k = k.transpose(0, 1, 3, 2, 4).reshape(rows, columns, -1, groups * features)
     apart = partial(_spread, stride=s, dilation=d, groups=groups)
     # XLA's gradients of spread pixels take ten times as long on a CPU.
-    dense = d == (1, 1) and s != (1, 1)
+    dense = d == (1, 1) and s != (1, 1) and x.size > 0
     on_cpu = partial(_by_phases, stride=s) if dense else apart
     full = lax.platform_dependent(x, k, cpu=on_cpu, default=apart)
     edges = [(-q, e - q, 0) for q, e in zip(p, extra, strict=True)]
