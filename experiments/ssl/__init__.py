@@ -19,6 +19,7 @@ of a linear probe with ten labels per class. Pixels alone have 25.9 and 26.7.
     inpainting        own         1     31.8     32.4     24.7
     SwAV              convnet     2     33.8     32.2     24.5
     BYOL              convnet     3     33.9     32.1     22.3
+    BEiT              vit        10     29.0     31.9     23.4
     relative patch    convnet     2     33.9     31.6     23.9
     Deep InfoMax      own         2     24.5     31.6     21.7
     CMC               two         2     30.9     29.7     19.8

@@ -6,6 +6,28 @@
 First a discrete autoencoder learns visual words of the pictures (its reports lie in the
 folder `tokenizer`), then a small ViT learns to tell those of hidden blocks. `masks.png` shows
 what is hidden. The protocol stands in `experiments/ssl/protocol.py`.
+
+Measured with the second command and `--width 96 --depth 4 --heads 3 --num-steps 780
+--tokenizer-steps 780 --tokenizer-width 32` on 10,000 + 2,000 pictures of CIFAR-10 (seed 0,
+ten epochs of either network; JAX 0.10.2, two shared CPU cores, 20 minutes), accuracy on the
+test split in percent:
+
+                 kNN    linear probe, 10 labels per class
+    pixels      25.9    26.7
+    untrained   29.0    22.1
+    trained     31.9    23.4
+
+On Fashion-MNIST, with `--dataset fashion_mnist --no-flip --width 96 --depth 4 --heads 3
+--num-steps 469 --tokenizer-steps 469 --tokenizer-width 32` (one epoch of either):
+
+                 kNN    linear probe, 10 labels per class
+    pixels      79.1    71.4
+    untrained   62.2    43.6
+    trained     62.8    44.4
+
+So short a tokenizer keeps few of its 512 codes in use (5 to 7 percent, fewest of the
+clothes), and what they say is soon learned: BEiT gains three points on photographs and
+hardly any on clothes.
 """
 
 from collections.abc import Mapping
