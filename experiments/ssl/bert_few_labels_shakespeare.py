@@ -7,6 +7,18 @@ A small BERT is pretrained on all training speeches, without the names of who sp
 trained to tell the speakers who have the most speeches apart, with 1, 2, 5, 10 and 50
 speeches of each, beside the same network from random weights. The test speeches are of the
 same people, and were in no training. `curve.png` shows both.
+
+Measured with `--width 64 --depth 2 --heads 2 --batch-size 32 --num-steps 5000
+--fine-tune-steps 150` (seed 0, JAX 0.10.2, two shared CPU cores, 12 minutes), accuracy on the
+test split in percent; the most frequent of the four speakers says 32.6:
+
+    labels per class         1       2       5      10      50
+    from scratch          24.8    24.1    29.8    34.8    43.3
+    pretrained            22.0    29.8    34.0    34.0    35.5
+
+So small a network, which has learned to tell one masked word in five, is ahead by four to
+six points with two and five labels, and eight behind with fifty. For pictures the same
+experiment is ahead everywhere (`mae_few_labels_digits.py`).
 """
 
 from collections import Counter
