@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxml.nn import ConvNet, resnet18, vit_tiny
+from jaxml.nn import ConvNet, Deconv, resnet18, vit_tiny
 from jaxml.nn.fpn import resize_nearest
 from jaxml.ops import (
     ReceptiveField,
@@ -175,6 +175,17 @@ def test_backbones():
 
 def whole(size):
     return ReceptiveField(size, Fraction(0), ((0, size - 1),))
+
+
+def test_what_platforms_compute_apart_is_followed():
+    def field(up):
+        model, x = (
+            nn.Sequential([nn.Conv(4, (3, 3), (2, 2)), up]),
+            jnp.ones((1, 16, 16, 3)),
+        )
+        return receptive_field_of(model, model.init(jax.random.key(0), x), x)
+
+    assert field(Deconv(2, 2, 4, 1)) == field(nn.ConvTranspose(2, (4, 4), (2, 2)))
 
 
 def test_what_cannot_be_followed_is_named():
