@@ -48,8 +48,9 @@ none waits for another; a deformable convolution multiplies what one tap has rea
 reads the next. The position-sensitive kinds need one number of every line of cache that a
 sample touches, 16 times the bytes of the floor, and go through their boxes from strip to
 strip of the image, so that lines serve several. Averages and maxima of whole pixels
-(`ps_roi_pool`, the gradients of `roi_pool`) lose. Another run had 6.5x and 8.2x for
-roi_align, 4.7x and 3.7x for ps_roi_align, 5.5x and 10.5x for the convolution.
+(`ps_roi_pool`, the gradients of `roi_pool`) lose. Three
+other runs had 6.5x to 9.9x and 8.1x to 8.6x for roi_align, 4.7x to 5.7x and 3.7x to 4.1x for
+ps_roi_align, 5.4x to 5.9x and 10.2x to 11.4x for the convolution.
 """
 
 import math
