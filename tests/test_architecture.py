@@ -34,7 +34,7 @@ FAMILIES = {
 LAYERS = [
     {"typing", "export"},
     {"method"},
-    {"ops", "precision", "parallel"},
+    {"ops", "precision", "parallel", "kernels"},
     {"compose", "attention", "losses"},
     {"nn", "metrics", "data", "draw"},
     {"train", *FAMILIES},  # peers: none may import another

@@ -304,8 +304,8 @@ def _kernel_sums(
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T K G V"], State]:
     """The same as `_causal_sums`, by a kernel; what came before is added to it."""
-    from jaxml.attention.flash.backends import gpu_interpreter
     from jaxml.attention.flash.gpu_linear import causal_sums
+    from jaxml.kernels.devices import gpu_interpreter
 
     wide = mapped(tokens)
     q, k, v = (x.astype(tokens.query.dtype) for x in wide[:3])

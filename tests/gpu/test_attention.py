@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from jaxml.attention import attention, explain, linear_attention
-from jaxml.attention.flash.backends import capability, kernels
+from jaxml.attention.flash.backends import kernels
 from jaxml.attention.flash.rule import flash
+from jaxml.kernels.devices import capability
 from tests.attention.conftest import (
     assert_errors_are_at_most_twice_those_of_plain_attention,
     outputs,

@@ -3,12 +3,11 @@
 | file | what | tests/attention/flash |
 |---|---|---|
 | `schedule` | which tiles are visited, by every backend in every pass | `test_schedule` |
-| `arrange` | padding, masks and statistics as kernels read them | `test_arrange` |
+| `arrange` | masks and statistics as kernels read them | `test_arrange` |
 | `rule` | the derivative of a pair of kernels, to any order | `test_rule` |
 | `backends` | the pairs by name, what each says against a call | `test_backends` |
 | `tables` | how Hopper kernels are cut, and what was measured | `test_tables` |
-| `gpu` | Hopper: buffers, products, the call | `test_gpu` |
-| `gpu_walk` | Hopper: who computes, who loads, in which order | `test_gpu_walk` |
+| `gpu_walk` | Hopper: which block does what, in which order | `test_gpu_walk` |
 | `gpu_logits` | Hopper: what is added to a tile and what is hidden | `test_gpu` |
 | `gpu_forward` | Hopper, forward | `test_gpu` |
 | `gpu_backward`, `gpu_weights` | Hopper, backward: both kernels, what they share | `test_gpu` |

@@ -7,7 +7,6 @@ of them is loaded before a call asks for it: Pallas takes its time to import.
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -15,6 +14,7 @@ from jaxml.attention.flash import tables
 from jaxml.attention.flash.cudnn import CUDNN, is_present
 from jaxml.attention.flash.rule import CHUNKED, Kernels
 from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.devices import capability, device_kind, gpu_interpreter
 
 MOST_DIM = tables.DIMS[-1]
 
@@ -148,20 +148,6 @@ def not_chosen(name: str, call: Call) -> str | None:
     return f"measured at {row.speed:.0f} TFLOP/s where cuDNN makes {row.cudnn:.0f}"
 
 
-def capability() -> str | None:
-    """Compute capability of the GPU here; None where there is none."""
-    if jax.default_backend() != "gpu":
-        return None
-    return str(getattr(jax.devices()[0], "compute_capability", None))
-
-
-def device_kind() -> str:
-    """The accelerator here, or nothing."""
-    if jax.default_backend() == "cpu":
-        return ""
-    return jax.devices()[0].device_kind
-
-
 @functools.cache
 def kernels(name: str, interpret: bool = False) -> Kernels:
     """The passes of a backend."""
@@ -223,12 +209,3 @@ def _mosaic(interpret: bool) -> Kernels:
         )
 
     return Kernels(forward, backward)
-
-
-def gpu_interpreter() -> Any:
-    """What runs a Hopper kernel on a CPU, or None."""
-    if jax.__version_info__ < (0, 12):
-        return None  # it loses track of barriers before
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    return getattr(plgpu, "InterpretGPUParams")()  # noqa: B009, later than 0.10

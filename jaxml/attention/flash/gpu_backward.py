@@ -11,11 +11,11 @@ https://arxiv.org/abs/2407.08608 (appendix B.1). Theirs sums dq with atomics, in
 
 from typing import Any
 
-from jaxml.attention.flash.arrange import unpadded
 from jaxml.attention.flash.gpu_backward_keys import owning_keys
 from jaxml.attention.flash.gpu_backward_queries import owning_queries
 from jaxml.attention.flash.tables import Backward
 from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.shapes import unpadded
 from jaxml.typing import Array
 
 

@@ -23,8 +23,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxml.attention.flash.arrange import Layout, layout_of, like
-from jaxml.attention.flash.gpu import (
+from jaxml.attention.flash.arrange import Layout, layout_of
+from jaxml.attention.flash.gpu_logits import Around, Tile, around_of
+from jaxml.attention.flash.gpu_walk import Block, Steps, block_of, load_own, over_steps
+from jaxml.attention.flash.gpu_weights import Arrays, arrays_of, slopes, weights
+from jaxml.attention.flash.schedule import Sizes, schedule
+from jaxml.attention.flash.tables import Pass
+from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.hopper import (
     add_product,
     add_product_beside,
     buffer,
@@ -34,24 +40,8 @@ from jaxml.attention.flash.gpu import (
     vector,
     zeros,
 )
-from jaxml.attention.flash.gpu_logits import Around, Tile, around_of
-from jaxml.attention.flash.gpu_walk import (
-    Block,
-    Steps,
-    block_of,
-    feed,
-    guards,
-    in_roles,
-    load_own,
-    over_steps,
-    part_of,
-    slot_of,
-    together,
-)
-from jaxml.attention.flash.gpu_weights import Arrays, arrays_of, slopes, weights
-from jaxml.attention.flash.schedule import Sizes, schedule
-from jaxml.attention.flash.tables import Pass
-from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.rings import feed, guards, in_roles, part_of, slot_of, together
+from jaxml.kernels.shapes import like
 from jaxml.typing import Array
 
 BOTH = ("dv", "dk")

@@ -15,8 +15,20 @@ from typing import Any
 
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxml.attention.flash.arrange import Layout, layout_of, like
-from jaxml.attention.flash.gpu import (
+from jaxml.attention.flash.arrange import Layout, layout_of
+from jaxml.attention.flash.gpu_logits import Around, Tile, around_of
+from jaxml.attention.flash.gpu_walk import (
+    Steps,
+    block_of,
+    load_keys,
+    load_own,
+    over_steps,
+)
+from jaxml.attention.flash.gpu_weights import Arrays, arrays_of, slopes, weights
+from jaxml.attention.flash.schedule import Sizes, schedule
+from jaxml.attention.flash.tables import Pass
+from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.hopper import (
     add_product,
     buffer,
     call,
@@ -25,22 +37,8 @@ from jaxml.attention.flash.gpu import (
     vector,
     zeros,
 )
-from jaxml.attention.flash.gpu_logits import Around, Tile, around_of
-from jaxml.attention.flash.gpu_walk import (
-    Steps,
-    block_of,
-    guards,
-    in_roles,
-    load_keys,
-    load_own,
-    over_steps,
-    part_of,
-    slot_of,
-)
-from jaxml.attention.flash.gpu_weights import Arrays, arrays_of, slopes, weights
-from jaxml.attention.flash.schedule import Sizes, schedule
-from jaxml.attention.flash.tables import Pass
-from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.rings import guards, in_roles, part_of, slot_of
+from jaxml.kernels.shapes import like
 from jaxml.typing import Array
 
 

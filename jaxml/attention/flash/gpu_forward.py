@@ -20,15 +20,19 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxml.attention.flash.arrange import (
-    FLOOR,
-    Layout,
-    layout_of,
-    like,
-    padded,
-    unpadded,
+from jaxml.attention.flash.arrange import FLOOR, Layout, layout_of
+from jaxml.attention.flash.gpu_logits import LOG2E, Around, Tile, around_of, logits
+from jaxml.attention.flash.gpu_walk import (
+    Steps,
+    block_of,
+    load_keys,
+    load_own,
+    over_steps,
 )
-from jaxml.attention.flash.gpu import (
+from jaxml.attention.flash.schedule import Sizes, schedule
+from jaxml.attention.flash.tables import Forward
+from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.hopper import (
     WIDTH,
     add_product,
     along,
@@ -39,22 +43,8 @@ from jaxml.attention.flash.gpu import (
     turned,
     zeros,
 )
-from jaxml.attention.flash.gpu_logits import LOG2E, Around, Tile, around_of, logits
-from jaxml.attention.flash.gpu_walk import (
-    Steps,
-    block_of,
-    guards,
-    in_roles,
-    load_keys,
-    load_own,
-    over_steps,
-    part_of,
-    slot_of,
-    together,
-)
-from jaxml.attention.flash.schedule import Sizes, schedule
-from jaxml.attention.flash.tables import Forward
-from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.rings import guards, in_roles, part_of, slot_of, together
+from jaxml.kernels.shapes import like, padded, unpadded
 from jaxml.typing import Array
 
 

@@ -33,8 +33,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxml.attention.flash.arrange import like, padded, unpadded
-from jaxml.attention.flash.gpu import (
+from jaxml.kernels.hopper import (
     WIDTH,
     add_product,
     buffer,
@@ -44,7 +43,8 @@ from jaxml.attention.flash.gpu import (
     turned,
     zeros,
 )
-from jaxml.attention.flash.gpu_walk import in_roles
+from jaxml.kernels.rings import in_roles
+from jaxml.kernels.shapes import like, padded, unpadded
 from jaxml.typing import Array, Float
 
 CHUNK = 64  # tokens

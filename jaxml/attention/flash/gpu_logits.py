@@ -18,16 +18,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxml.attention.flash.arrange import (
-    Layout,
-    bias_and_mask,
-    kind_of,
-    limits_table,
-    padded,
-)
-from jaxml.attention.flash.gpu import along, load, vector
+from jaxml.attention.flash.arrange import Layout, bias_and_mask, kind_of, limits_table
 from jaxml.attention.flash.schedule import Sizes
 from jaxml.attention.spec import Context, Operands
+from jaxml.kernels.hopper import along, load, vector
+from jaxml.kernels.shapes import padded
 from jaxml.typing import Array
 
 LOG2E = math.log2(math.e)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxml.attention.flash.arrange import Layout, delta_of, padded, safe_lse
-from jaxml.attention.flash.gpu import WIDTH, along
+from jaxml.attention.flash.arrange import Layout, delta_of, safe_lse
 from jaxml.attention.flash.gpu_logits import LOG2E, Around, Tile, logits
 from jaxml.attention.flash.schedule import Sizes
 from jaxml.attention.spec import Operands
+from jaxml.kernels.hopper import WIDTH, along
+from jaxml.kernels.shapes import padded
 from jaxml.typing import Array
 
 

@@ -31,10 +31,7 @@ from jaxml.attention.flash.arrange import (
     bias_and_mask,
     kind_of,
     layout_of,
-    like,
     limits_table,
-    padded,
-    unpadded,
 )
 from jaxml.attention.flash.schedule import (
     FULL_HI,
@@ -46,6 +43,7 @@ from jaxml.attention.flash.schedule import (
     schedule,
 )
 from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.shapes import like, padded, unpadded
 from jaxml.typing import Array, Float
 
 LANES = 128

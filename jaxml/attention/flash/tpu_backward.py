@@ -21,14 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxml.attention.flash.arrange import (
-    Layout,
-    delta_of,
-    layout_of,
-    like,
-    safe_lse,
-    unpadded,
-)
+from jaxml.attention.flash.arrange import Layout, delta_of, layout_of, safe_lse
 from jaxml.attention.flash.schedule import most_steps
 from jaxml.attention.flash.tpu import (
     Around,
@@ -45,6 +38,7 @@ from jaxml.attention.flash.tpu import (
     when_visited,
 )
 from jaxml.attention.spec import Context, Operands, Spec
+from jaxml.kernels.shapes import like, unpadded
 from jaxml.typing import Array
 
 

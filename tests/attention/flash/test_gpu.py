@@ -21,7 +21,8 @@ from jaxml.attention.flash.tables import SPLIT, STARTS, Backward, Forward, Pass
 from tests.attention.conftest import (
     assert_errors_are_at_most_twice_those_of_plain_attention,
 )
-from tests.attention.flash.conftest import gradients, in_shards, lowered, types
+from tests.attention.flash.conftest import gradients, types
+from tests.kernels.conftest import in_shards, lowered
 
 
 def kernels(forward, backward, interpret=None):

@@ -9,7 +9,8 @@ import pytest
 from jaxml.attention import linear
 from jaxml.attention.flash import gpu_linear
 from jaxml.attention.flash.gpu_linear import causal_sums
-from tests.attention.flash.conftest import in_shards, lowered, types
+from tests.attention.flash.conftest import types
+from tests.kernels.conftest import in_shards, lowered
 
 
 @pytest.mark.parametrize(

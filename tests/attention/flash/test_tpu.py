@@ -12,7 +12,8 @@ from jaxml.attention.flash.rule import Kernels, flash
 from tests.attention.conftest import (
     assert_errors_are_at_most_twice_those_of_plain_attention,
 )
-from tests.attention.flash.conftest import gradients, in_shards, lowered, types
+from tests.attention.flash.conftest import gradients, types
+from tests.kernels.conftest import in_shards, lowered
 
 # Two tiles each way at least, none of them whole; every feature, and some together.
 CASES = {

@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxml.attention.flash.arrange import axes_of, varying
+from jaxml.kernels.shapes import axes_of, varying
 from jaxml.typing import Array
 
 WIDTH = 64  # 16-bit numbers in a row of the 128-byte swizzle
@@ -79,6 +79,21 @@ def add_product_beside(
         plgpu.wgmma(refs[1], c, d)
 
     return pl.run_state(run)((plgpu.ACC.init(total), plgpu.ACC.init(zeros(*shape))))
+
+
+def add_products(
+    totals: list[Array], sides: list[Array], b: Any, stage: Any
+) -> list[Array]:
+    """Each total + a b with its own a in registers, all under way at once."""
+    if stage is not None:
+        pairs = zip(totals, sides, strict=True)
+        return [add_product(total, a, b, stage) for total, a in pairs]
+
+    def run(refs: Any) -> None:
+        for ref, a in zip(refs, sides, strict=True):
+            plgpu.wgmma(ref, a, b)
+
+    return pl.run_state(run)([plgpu.ACC.init(total) for total in totals])
 
 
 def zeros(*shape: int) -> Array:
