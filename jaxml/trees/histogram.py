@@ -1,26 +1,21 @@
 """Histogram splits: thresholds between bins, sums by bin and node in integers.
 
-Channels are rounded to 31-bit fixed point (`fixed_point.quantize`), two to an int64 word,
-and added up by (node, bin), column after column: one scalar scatter each, which XLA's CPU
-backend does in a nanosecond or two. Integer sums know no order: the trees are the same, bit
-for bit, for any order of the rows and any number of devices (`lax.psum` of the words).
-
-All rows are summed on every level. To sum the smaller child of each split alone and get the
-other by subtraction halves the scatters, but to pick out its rows costs XLA's CPU backend
-what that saves: 3.7 ms a level against 4.0 (100,000 rows, 28 columns, 32 nodes, 30 % of the
-rows in the smaller children), and more where rows are gathered whole. Then one loop over the
-bins tries all candidates of all columns and nodes, a bin at a time.
+Channels are rounded to 31-bit fixed point (`fixed_point.quantize`), and added up by column,
+bin and node (`bin_sums`). Integer sums know no order: the trees are the same, bit for bit,
+for any order of the rows, any number of devices (`lax.psum` of the sums), and any way to add
+them up. Then all candidates of all columns and nodes are tried: on a CPU in one loop over
+the bins, a bin at a time, elsewhere all bins at once.
 
 Candidates are tried as XGBoost does: bins ascending with missing values right, then, in
 nodes that have some, bins descending with missing values left; of equal gains the first.
 
-The trap: a word holds two channels, the second in its low half without a sign, so every
-second channel must not be negative (Hessians, weights and counts are not).
+The trap: of each two channels the second must not be negative (`bin_sums`).
 
 Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016,
 https://arxiv.org/abs/1603.02754 (algorithm 2).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -28,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxml.export import export
+from jaxml.trees.bin_sums import Implementation, Table, pack, sums_by_bin, unpack
 from jaxml.trees.bins import Bins
 from jaxml.trees.categories import best_sets, holds, is_member
 from jaxml.trees.fixed_point import power_of_two, quantize
@@ -42,11 +38,8 @@ from jaxml.trees.growth import (
     gain_of,
 )
 from jaxml.trees.rule import Rule
-from jaxml.trees.scatter import add_at, kind_of
 from jaxml.trees.tree import Tree
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
-
-Table = Int[Array, "columns words bins slots"]
 
 
 @export("trees.histogram.grow", since="0.1")
@@ -63,6 +56,8 @@ def grow(
     axis_name: str | None = None,
     max_leaves: int = 0,
     best_first: bool = False,
+    implementation: Implementation = "scatter",
+    interpret: bool = False,
 ) -> tuple[Tree, Int[Array, " rows"]]:
     """One tree, and the leaf of every row.
 
@@ -78,6 +73,8 @@ def grow(
         axis_name: mesh axis over which the rows are split.
         max_leaves: how many leaves the tree may have; 0 for as many as there are.
         best_first: whether the splits that gain most are kept then, not the upper ones.
+        implementation: "scatter", or "mosaic_gpu", a kernel that is taken on a GPU.
+        interpret: run the kernel without one.
 
     Returns:
         the tree in heap order, and the node that is each row's leaf.
@@ -96,6 +93,7 @@ def grow(
         axis_name=axis_name,
         max_leaves=max_leaves,
         best_first=best_first,
+        sums=partial(sums_by_bin, implementation=implementation, interpret=interpret),
     )
     return jax.jit(program, inline=True)(bins, channels, available, key)
 
@@ -113,22 +111,24 @@ def _grow(
     axis_name: str | None,
     max_leaves: int,
     best_first: bool,
+    sums: Callable[..., Table],
 ) -> tuple[Tree, Int[Array, " rows"]]:
     rows, num_columns = bins.shape
     q, exponent = quantize(channels, axis_name)
-    words = _pack(q)
     slot = jnp.zeros(rows, jnp.int32)
     bounds = None
     if use.monotone:
         bounds = jnp.array([[-jnp.inf, jnp.inf]], jnp.float32)
     path = jnp.zeros((1, num_columns), bool)
     alive = jnp.ones(1, bool)
-    levels = []
+    levels, own = [], None
     with jax.enable_x64(True):
         unit = power_of_two(-exponent, jnp.float64)
         total = _psum(jnp.sum(q.astype(jnp.int64), axis=1)[:, None], axis_name)
     for depth in range(max_depth):
-        table = _sums_by_bin(bins, words, slot, 2**depth, axis_name)
+        own = sums(bins, q, slot, 2**depth, own)
+        with jax.enable_x64(True):
+            table = _psum(own, axis_name)
         nodes = _describe(total, unit, rule, bounds)
         allowed = use.allowed(jax.random.fold_in(key, depth), available, path)
         splits, cut, left = _best_splits(
@@ -162,48 +162,6 @@ def _grow(
 
 def _psum(x: Array, axis_name: str | None) -> Array:
     return x if axis_name is None else lax.psum(x, axis_name)
-
-
-def _pack(q: Int[Array, "channels n"]) -> Int[Array, "words n"]:
-    """Two channels to an int64: the first above 32 bits, the second, >= 0, below."""
-    with jax.enable_x64(True):
-        wide = jnp.pad(q.astype(jnp.int64), ((0, len(q) % 2), (0, 0)))
-        return (wide[0::2] << 32) + wide[1::2]
-
-
-def _unpack(words: Array) -> Array:
-    """Channels [channels, ...] of words [words, ...], inside the wide scope.
-
-    No sum overflows 31 bits, so the halves are int32, which converts to float64 faster.
-    """
-    halves = (words >> 32).astype(jnp.int32), words.astype(jnp.int32)
-    return jnp.stack(halves, axis=1).reshape(2 * len(words), *words.shape[1:])
-
-
-def _sums_by_bin(
-    bins: Bins,
-    words: Int[Array, "words rows"],
-    slot: Int[Array, " rows"],
-    slots: int,
-    axis_name: str | None,
-) -> Table:
-    """Sums of the words by column, bin and slot; the missing bin is the last."""
-    stride = bins.stride
-    size = slots * stride
-    kind = kind_of(size)
-    within = slot.astype(kind)
-
-    def column(index: Array) -> Array:
-        place = index.astype(kind)
-        if slots > 1:
-            place = place * kind.type(slots) + within
-        with jax.enable_x64(True):
-            return add_at(words, place, size)
-
-    table = lax.map(column, bins.index)
-    with jax.enable_x64(True):
-        table = _psum(table, axis_name)
-    return table.reshape(len(bins.index), len(words), stride, slots)
 
 
 def _describe(
@@ -250,11 +208,11 @@ def _best_splits(
         missing = jnp.zeros(shape, jnp.int64)
         if bins.has_missing:
             missing = table[:, :, width]
-            known = _pack(total)[None] - missing
+            known = pack(total)[None] - missing
             some = jnp.any(missing != 0, axis=1)
 
         def gain(words: Array, is_left: bool) -> Array:
-            side = _unpack(jnp.moveaxis(words, 1, 0))[:channels]
+            side = unpack(jnp.moveaxis(words, 1, 0))[:channels]
             side = side.astype(jnp.float64) * unit[:, None, None]
             left, right = (side, whole - side) if is_left else (whole - side, side)
             if bounds is None:
@@ -262,18 +220,20 @@ def _best_splits(
             limits = bounds[:, 0][None], bounds[:, 1][None]
             return gain_of(rule, left, right, score[None], limits, signs[None])
 
-        def step(b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            before, best = carry
-            prefix = before + table[:, :, b]
-            best = jnp.maximum(best, _key(gain(prefix, True), 2 * width - b))
-            if bins.has_missing:  # bins from b on go right, and the missing ones left
-                backward = jnp.where(some, gain(known - before, False), -jnp.inf)
-                best = jnp.maximum(best, _key(backward, b))
-            return prefix, best
+        def keys(before: Array, prefix: Array, b: Array) -> Array:
+            """Of candidates after bin b, the sums before it and up to it given."""
+            best = _key(gain(prefix, True), 2 * width - b)
+            if not bins.has_missing:
+                return best
+            # Bins from b on go right, and the missing ones left.
+            backward = jnp.where(some, gain(known - before, False), -jnp.inf)
+            return jnp.maximum(best, _key(backward, b))
 
-        none = _key(jnp.full((len(table), slots), -jnp.inf, jnp.float32), 0)
-        start = jnp.zeros(shape, jnp.int64), none
-        _, best = lax.fori_loop(0, width, step, start)
+        best = lax.platform_dependent(
+            table[:, :, :width],
+            cpu=partial(_best_of_a_loop, keys),
+            default=partial(_best_at_once, keys),
+        )
         top, rank = _gain_and_rank(best)
         default_left = rank <= width
         at = jnp.where(default_left, rank - 1, 2 * width - rank)
@@ -284,7 +244,7 @@ def _best_splits(
     if use.categorical:
         where = jnp.asarray(use.categorical, jnp.int32)
         with jax.enable_x64(True):
-            halves = lambda w: _unpack(jnp.moveaxis(w, 1, 0))[:channels]  # noqa: E731
+            halves = lambda w: unpack(jnp.moveaxis(w, 1, 0))[:channels]  # noqa: E731
             by_bin = halves(table[where][:, :, :width]).astype(jnp.int64)
             astray = halves(missing[where]).astype(jnp.int64)
 
@@ -325,7 +285,7 @@ def _best_splits(
         left = jnp.sum(jnp.where(inside[:, None], by_bin, 0), axis=2)
         astray = missing[splits.feature, :, each]
         left = left + jnp.where(splits.default_left[:, None], astray, 0)
-        left = _unpack(left.T)[:channels].astype(jnp.int64)
+        left = unpack(left.T)[:channels].astype(jnp.int64)
         if sets is not None:
             order = (
                 jnp.zeros(len(top), jnp.int32)
@@ -336,6 +296,33 @@ def _best_splits(
             by_set = is_member(use.categorical, len(top))[splits.feature]
             left = jnp.where(by_set[None], others, left)
         return splits, cut, left
+
+
+def _best_of_a_loop(
+    keys: Callable[[Array, Array, Array], Array], table: Table
+) -> Int[Array, "columns slots"]:
+    """The largest key of all bins, one bin after the other."""
+
+    def step(b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        before, best = carry
+        prefix = before + table[:, :, b]
+        return prefix, jnp.maximum(best, keys(before, prefix, b))
+
+    shape = table.shape[:2] + table.shape[3:]
+    none = _key(jnp.full((shape[0], shape[2]), -jnp.inf, jnp.float32), 0)
+    return lax.fori_loop(0, table.shape[2], step, (jnp.zeros(shape, jnp.int64), none))[
+        1
+    ]
+
+
+def _best_at_once(
+    keys: Callable[[Array, Array, Array], Array], table: Table
+) -> Int[Array, "columns slots"]:
+    """The same, all bins side by side."""
+    prefix = jnp.cumsum(table, axis=2)
+    each = jnp.arange(table.shape[2], dtype=jnp.int32)
+    by_bin = jax.vmap(keys, (2, 2, 0))(prefix - table, prefix, each)
+    return jnp.max(by_bin, axis=0)
 
 
 def _key(gain: Float[Array, "columns slots"], rank: Array | int) -> Array:

@@ -293,6 +293,7 @@ def _grower(
             axis_name=config.axis_name,
             max_leaves=config.max_leaves,
             best_first=config.grow_policy == "lossguide",
+            implementation=config.implementation,
             **how,
         )
 

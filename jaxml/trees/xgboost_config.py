@@ -15,6 +15,8 @@ import jax
 import numpy as np
 
 from jaxml.export import export
+from jaxml.trees.bin_sums import Implementation
+from jaxml.trees.bin_sums import check as check_implementation
 from jaxml.trees.bins import Bins
 from jaxml.trees.objectives import Objective, objective
 from jaxml.trees.ranking import Ranking
@@ -78,6 +80,8 @@ class Config:
         early_stopping_rounds: stop when the held-out loss has not fallen in so many
             rounds; 0 never stops.
         axis_name: mesh axis over which the rows are split, inside `jax.shard_map`.
+        implementation: how histograms are summed: "scatter", or "mosaic_gpu", a kernel
+            for Hopper that is taken where the program runs on a GPU; the same trees.
     """
 
     eta: Any = None
@@ -138,6 +142,7 @@ class Config:
     normalize_type: Literal["tree", "forest"] = field(default="tree", metadata=STATIC)
     early_stopping_rounds: int = field(default=0, metadata=STATIC)
     axis_name: str | None = field(default=None, metadata=STATIC)
+    implementation: Implementation = field(default="scatter", metadata=STATIC)
 
     def resolved_objective(self) -> Objective:
         """The loss, with this configuration's parameters."""
@@ -296,5 +301,11 @@ def _check_config(config: Config, columns: int) -> None:
         config.early_stopping_rounds or config.axis_name is not None
     ):
         raise ValueError("gblinear must have neither early stopping nor an axis_name")
+    check_implementation(config.implementation)
+    if config.implementation != "scatter" and config.tree_method == "exact":
+        raise ValueError(
+            f"implementation must be 'scatter' for exact trees, got "
+            f"{config.implementation!r}"
+        )
     if config.axis_name is not None and config.tree_method == "exact":
         raise ValueError("tree_method must be 'hist' for rows split over devices")

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxml.parallel import data_mesh
 from jaxml.trees import exact, histogram
-from jaxml.trees.bins import Bins, from_cuts, make_bins
+from jaxml.trees.bins import from_cuts, make_bins
 from jaxml.trees.growth import Columns
 from jaxml.trees.rule import newton
 from jaxml.trees.tree import compact, leaf_index
@@ -53,9 +54,10 @@ def test_the_order_of_the_rows_does_not_change_a_bit(rng):
     assert (leaf[order] == moved).all()
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_devices_do_not_change_a_bit(rng, devices):
+@pytest.mark.parametrize("devices, by_kernel", [(2, True), (4, False), (8, False)])
+def test_devices_do_not_change_a_bit(rng, plain_products, devices, by_kernel):
     x, channels = problem(rng, missing=0.2)
+    how = {"implementation": "mosaic_gpu", "interpret": True} if by_kernel else {}
     mesh = data_mesh(jax.devices()[:devices])
 
     @jax.shard_map(
@@ -63,7 +65,7 @@ def test_devices_do_not_change_a_bit(rng, devices):
     )
     def split(x, channels):
         bins = make_bins(x, 32, axis_name="data")
-        return histogram.grow(bins, channels, newton(), 3, axis_name="data")
+        return histogram.grow(bins, channels, newton(), 3, axis_name="data", **how)
 
     tree, leaf = grow(x, channels)
     again, parts = jax.jit(split)(x, channels)
@@ -119,21 +121,30 @@ def test_empty_bins_and_one_row(rng):
     assert leaf.tolist() == [0]
 
 
-@pytest.mark.parametrize("slots", [1, 4, 512])  # places of 8, 16 and 32 bits
-def test_rows_are_added_at_their_bin_and_slot(slots, rng):
-    index = rng.integers(0, 257, (2, 3000)).astype(np.uint16)
-    index = index.clip(0, 255).astype(np.uint8) if slots == 1 else index
-    bins = Bins(jnp.asarray(index), jnp.zeros((2, 256)), jnp.zeros(2))
-    slot = rng.integers(0, slots, 3000).astype(np.int32)
-    word = rng.integers(-(2**40), 2**40, (1, 3000))
-    with jax.enable_x64(True):
-        words = jnp.asarray(word, jnp.int64)
-    told = np.asarray(
-        jax.jit(histogram._sums_by_bin, static_argnums=(3, 4))(
-            bins, words, jnp.asarray(slot), slots, None
-        )
-    )
-    want = np.zeros((2, 1, 257, slots), np.int64)
-    for column in range(2):
-        np.add.at(want[column, 0], (index[column].astype(int), slot), word[0])
-    np.testing.assert_array_equal(told, want)
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "use", [Columns(), Columns(monotone=(1, 0, -1)), Columns(categorical=(1,))]
+)
+def test_all_bins_at_once_or_one_by_one(rng, monkeypatch, missing, use):
+    """Both ways to try the candidates give the same bits."""
+    x, channels = problem(rng, missing=missing)
+    x[:, 1] = np.abs(np.round(x[:, 1]))
+    bins = make_bins(x, 32, categorical=use.categorical)
+    trees = []
+    for name in ("_best_of_a_loop", "_best_at_once"):
+        monkeypatch.setattr(histogram, "_best_of_a_loop", getattr(histogram, name))
+        trees.append(histogram.grow(bins, channels, newton(), 3, use=use))
+    chex.assert_trees_all_equal(*trees)
+    assert trees[0][0].left.any()
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_a_tree_of_the_kernel_is_that_of_the_scatter(rng, plain_products, missing):
+    x, channels = problem(rng, n=600, missing=missing)
+    bins = make_bins(x, 32)
+    trees = [
+        histogram.grow(bins, channels, newton(), 4, **options)
+        for options in ({}, {"implementation": "mosaic_gpu", "interpret": True})
+    ]
+    chex.assert_trees_all_equal(*trees)
+    assert (trees[0][0].left > 0).sum() > 6
