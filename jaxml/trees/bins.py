@@ -126,8 +126,17 @@ def from_cuts(
     cuts: list[Float[np.ndarray, "_"]],
     lowest: Float[Array, " columns"] | None = None,
     max_bin: int | None = None,
+    *,
+    has_missing: bool = True,
 ) -> Bins:
     """Bins the features at given cuts, one ascending vector per column.
+
+    Args:
+        x: features; NaN is missing.
+        cuts: upper bounds of the bins of every column.
+        lowest: below all values of every column; by default a little below the first cut.
+        max_bin: bins per column, at least as many as cuts; by default as many.
+        has_missing: False where no value is NaN, which saves a bin.
 
     Raises:
         ValueError: unless there is one vector for each column, ascending, not empty.
@@ -145,7 +154,8 @@ def from_cuts(
         first = np.array([c[0] for c in cuts], np.float32)
         lowest = first - (np.abs(first) + np.float32(GAP))
     columns = jnp.asarray(x, jnp.float32).T
-    return assign(columns, jnp.asarray(table), jnp.asarray(lowest, jnp.float32))
+    lowest = jnp.asarray(lowest, jnp.float32)
+    return assign(columns, jnp.asarray(table), lowest, has_missing=has_missing)
 
 
 def assign(

@@ -113,3 +113,12 @@ def test_bad_cuts_are_told():
         from_cuts(x, [])
     with pytest.raises(ValueError, match="ascending"):
         from_cuts(x, [np.array([2.0, 1.0])])
+
+
+def test_given_cuts_without_a_bin_for_missing_values(rng):
+    x = rng.normal(size=(50, 2)).astype(np.float32)
+    cuts = [np.linspace(-2, 4, 256, dtype=np.float32), np.array([9], np.float32)]
+    wide, narrow = (from_cuts(x, cuts, has_missing=m) for m in (True, False))
+    assert (wide.stride, narrow.stride) == (257, 256)
+    assert (wide.index.dtype, narrow.index.dtype) == (np.uint16, np.uint8)
+    np.testing.assert_array_equal(wide.index, narrow.index)
