@@ -14,8 +14,8 @@
 
 What they share: `tree` (a tree as arrays, and prediction), `rule` (scores and leaves from
 sums of channels) and `vector_leaves` (the same for several outputs), `exact` and `histogram`
-(the search for splits), `bin_sums` (what the latter searches, by scatters or by the
-kernel of `gpu_histogram`), `categories` (sets of them), `bins`, `fixed_point` (sums that no
+(the search for splits; the latter by `bin_sums`, in scatters or by the kernel of
+`gpu_histogram`, and `bin_splits`), `categories` (sets of them), `bins`, `fixed_point` (sums that no
 order can change), `growth` (levels to trees), `objectives` (losses by autodiff), `ranking`
 (gradients of queries), `boosting` (rounds of trees), `linear` (the linear booster), `model`,
 `prediction`, `partial_dependence`, `text_dump`, `model_files` and `ubjson`. Trees of any

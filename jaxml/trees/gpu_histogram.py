@@ -9,10 +9,10 @@ add the integers up, and no block waits for another.
 
 Rows are put in the order of their nodes, each node in chunks of its own, the last one
 filled up with zeros; of the two children of a node only the smaller one, where the sums
-of their parent are known. A block owns a chunk, some columns, and 256 bins at most: a warpgroup
-for every column keeps its sums in registers (16 of them for two channels), and makes the
-one-hot bins there too, so that only bins and bytes are read: one and eight a row. The
-chunks of a node are added up behind the kernel.
+of their parent are known. A block owns a chunk, some columns, and 256 bins at most: a
+warpgroup for every column keeps its sums in registers (16 of them for two channels), and
+makes the one-hot bins there too, so that all it reads are bins and bytes. The chunks of a
+node are added up behind the kernel.
 
 The missing bin takes no product: it is what the others leave of the whole.
 
@@ -88,11 +88,9 @@ def sums_by_bin(
     columns, rows = index.shape
     size = chunk_size(rows, slots)
     chunks = in_chunks(slot, slots, size, smaller)
-    # Row by row what is fetched lies together; turned only then.
-    codes = lax.optimization_barrier(index.T[chunks.row])
-    codes = padded(codes.T, 0, WARPGROUPS)
-    parts = jnp.where(chunks.filled[None], _bytes(q)[:, chunks.row], 0)
-    parts = padded(parts.astype(jnp.bfloat16), 0, 8)
+    codes = padded(_fetched(index, chunks.row), 0, WARPGROUPS)
+    filled = jnp.where(chunks.filled[None], _fetched(q, chunks.row), 0)
+    parts = padded(_bytes(filled).astype(jnp.bfloat16), 0, 8)
     parts = parts.reshape(len(parts), -1, WIDTH).swapaxes(0, 1)
     counted = _count(codes, parts, size, width, interpret)
     counted = counted[:, :columns, :width, : BYTES * len(q)]
@@ -123,8 +121,9 @@ def in_chunks(
     """Places for the rows of every slot, or of smaller ones, from a multiple of `size` on."""
     rows = len(slot)
     number = jnp.arange(rows, dtype=jnp.int32)
-    keys = slot.astype(kind_of(slots))
-    ordered, row = lax.sort((keys, number), num_keys=1, is_stable=True)
+    ordered, row = slot.astype(kind_of(slots)), number
+    if slots > 1:
+        ordered, row = lax.sort((ordered, number), num_keys=1, is_stable=True)
     every = jnp.arange(slots, dtype=jnp.int32)
     start = jnp.searchsorted(ordered.astype(jnp.int32), every).astype(jnp.int32)
     count = jnp.diff(start, append=jnp.int32(rows))
@@ -145,6 +144,11 @@ def in_chunks(
     row = row[jnp.clip(place, 0, len(row) - 1).reshape(-1)]
     filled = within < left[:, None]
     return Chunks(row, filled.reshape(-1), of_chunk, is_summed)
+
+
+def _fetched(x: Array, row: Int[Array, " places"]) -> Array:
+    """These rows of [columns, rows]: all of a row at once, and turned only then."""
+    return lax.optimization_barrier(x.T[row]).T
 
 
 def _bytes(q: Int[Array, "channels rows"]) -> Int[Array, "parts rows"]:

@@ -122,23 +122,6 @@ def test_empty_bins_and_one_row(rng):
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
-@pytest.mark.parametrize(
-    "use", [Columns(), Columns(monotone=(1, 0, -1)), Columns(categorical=(1,))]
-)
-def test_all_bins_at_once_or_one_by_one(rng, monkeypatch, missing, use):
-    """Both ways to try the candidates give the same bits."""
-    x, channels = problem(rng, missing=missing)
-    x[:, 1] = np.abs(np.round(x[:, 1]))
-    bins = make_bins(x, 32, categorical=use.categorical)
-    trees = []
-    for name in ("_best_of_a_loop", "_best_at_once"):
-        monkeypatch.setattr(histogram, "_best_of_a_loop", getattr(histogram, name))
-        trees.append(histogram.grow(bins, channels, newton(), 3, use=use))
-    chex.assert_trees_all_equal(*trees)
-    assert trees[0][0].left.any()
-
-
-@pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_a_tree_of_the_kernel_is_that_of_the_scatter(rng, plain_products, missing):
     x, channels = problem(rng, n=600, missing=missing)
     bins = make_bins(x, 32)
