@@ -18,7 +18,7 @@ is that of a process with one library (`--alone jaxml`, `--alone XGBoost`), of w
 are there before it starts.
 
 64 small models of one table with learning rates of their own, in one vmapped program, take
-1.5 times the CPU-seconds of XGBoost's fits in turn, 2.55 s beside 1.68:
+1.09 times the CPU-seconds of XGBoost's fits in turn, 1.85 s beside 1.70:
 
     python -m experiments.bench.trees --models 64 --rows 2000 --trees 50 --depth 4 --max-bin 64
 
