@@ -1,5 +1,7 @@
 """The kernel of histograms: lowered, interpreted, and the chunks that it is given."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxml.parallel import data_mesh
 from jaxml.trees import gpu_histogram as kernel
+from jaxml.trees import xgboost
+from jaxml.trees.bins import Bins
 from tests.kernels.conftest import lowered
 from tests.trees.conftest import binned, summed_by_hand
 
@@ -128,3 +132,23 @@ def test_sums_are_exact(rng, rows, slots, width, channels, has_missing, smaller)
     )
     want = np.where(summed, summed_by_hand(bins, q, slot, slots), 0)
     np.testing.assert_array_equal(made, want)
+
+
+def test_many_models_in_one_program_lower_for_a_gpu():
+    """A kernel for each level, whatever the batch."""
+    config = xgboost.Config(
+        num_boost_round=3, max_depth=4, max_bin=64, implementation="mosaic_gpu"
+    )
+    cuts, lowest = (jax.ShapeDtypeStruct(n, jnp.float32) for n in ((5, 64), (5,)))
+    bins = Bins(types(columns=5)[0], cuts, lowest, has_missing=False)
+    y = jax.ShapeDtypeStruct((2000,), jnp.float32)
+    etas = jax.ShapeDtypeStruct((3,), jnp.float32)
+
+    def fit(bins, y, etas):
+        one = lambda eta: xgboost.fit(
+            bins, y, replace(config, eta=eta), jax.random.key(0)
+        )
+        return jax.vmap(one)(etas)
+
+    text = lowered("cuda", fit, bins, y, etas)
+    assert text.count("custom_call @mosaic_gpu") == 4
