@@ -36,8 +36,9 @@ def test_all_bins_at_once_or_one_by_one(rng, monkeypatch, missing, use):
     assert trees[0][0].left.any()
 
 
+@pytest.mark.parametrize("monotone", [(), (1, -1, 1), (-1, 1, -1)])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
-def test_no_threshold_gains_more(rng, missing):
+def test_no_threshold_gains_more(rng, missing, monotone):
     """Of one node: the best of all columns, thresholds and sides of the missing rows."""
     x, channels = problem(rng, missing=missing)
     bins = make_bins(x, 64)
@@ -51,7 +52,9 @@ def test_no_threshold_gains_more(rng, missing):
             total = jnp.sum(q.astype(jnp.int64), axis=1)[:, None]
             unit = jnp.full(2, 2.0**-16, jnp.float64)
         table = bin_sums.sums_by_bin(bins, q, slot, 1)
-        level = bin_splits.level_of(bins, table, total, unit, rule, None, Columns())
+        bounds = jnp.array([[-jnp.inf, jnp.inf]], jnp.float32) if monotone else None
+        use = Columns(monotone)
+        level = bin_splits.level_of(bins, table, total, unit, rule, bounds, use)
         allowed = jnp.ones((1, 3), bool)
         splits, cut, left = bin_splits.best_splits(bins, level, allowed)
         return (
@@ -63,12 +66,14 @@ def test_no_threshold_gains_more(rng, missing):
     splits, left, right = search(jnp.asarray(q))
     g, h = q / 2.0**16
     score = lambda rows: g[rows].sum() ** 2 / (h[rows].sum() + 1)
+    value = lambda rows: -g[rows].sum() / (h[rows].sum() + 1)
     gains = []
-    for column in x.T:
+    for column, sign in zip(x.T, monotone or (0, 0, 0), strict=True):
         for threshold in np.unique(column[~np.isnan(column)]):
             for default_left in (True, False):
                 side = np.where(np.isnan(column), default_left, column < threshold)
-                if min(h[side].sum(), h[~side].sum()) >= 1:
+                ordered = sign * (value(~side) - value(side)) >= 0
+                if min(h[side].sum(), h[~side].sum()) >= 1 and ordered:
                     whole = np.ones(len(x), bool)
                     gains.append(score(side) + score(~side) - score(whole))
     np.testing.assert_allclose(splits.gain[0], max(gains), rtol=1e-5)

@@ -95,9 +95,10 @@ def test_gamma_cuts_before_growing(rng):
     assert len(compact(cut).left) == 1
 
 
-def test_columns_keep_their_constraints(rng):
-    x, channels = problem(rng)
-    channels = channels.at[0].add(-2 * x[:, 0])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_columns_keep_their_constraints(rng, missing):
+    x, channels = problem(rng, missing=missing)
+    channels = channels.at[0].add(-2 * np.nan_to_num(x[:, 0]))
     use = Columns(monotone=(1, 0, -1), interaction=((0, 1), (2,)))
     tree, leaf = histogram.grow(make_bins(x, 32), channels, newton(), 3, use=use)
     told = lambda x: np.asarray(tree.value[leaf_index(tree, jnp.asarray(x)), 0])
