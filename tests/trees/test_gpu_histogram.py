@@ -120,6 +120,7 @@ def test_bytes_and_sums_modulo_two_to_the_thirty_second(rng):
         (700, 3, 100, 3, True, False),
         (600, 2, 300, 2, False, True),  # two blocks of bins
         (5, 1, 2, 1, True, False),
+        (8192, 1, 2, 1, False, False),  # eight rounds of the ring
     ],
 )
 def test_sums_are_exact(rng, rows, slots, width, channels, has_missing, smaller):
