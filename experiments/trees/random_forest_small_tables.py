@@ -51,7 +51,6 @@ Reference: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learnin
 https://doi.org/10.1007/978-0-387-84858-7 (chapters 8, 9, 10, 15).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -66,7 +65,8 @@ import tyro
 from sklearn.datasets import make_moons
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from experiments.trees.tables import CLASSES, LOWER, judge, mean, splits
+from experiments.trees.beside import Tell, compare
+from experiments.trees.tables import CLASSES, Split
 from jaxml import draw, train
 from jaxml.trees import (
     adaboost,
@@ -90,8 +90,10 @@ class Config:
         "cart",
         "bagging",
         "random_forest",
+        "random_forest_log2",
         "extra_trees",
         "adaboost",
+        "adaboost_deep",
         "gbdt",
         "stacking",
     )
@@ -115,50 +117,27 @@ SMOKE = Config(
 )
 
 Predict = Callable[[np.ndarray], Any]
-Scores = dict[str, float]
 
 
 def main(config: Config) -> Mapping[str, float]:
     """Cross-validates every ensemble on every table; returns mean held-out scores."""
+
+    def tell(fit: Callable[..., Predict]) -> Tell:
+        def of(table: str, method: str, split: Split, seed: int) -> np.ndarray:
+            x, y, held, _ = split
+            return np.asarray(
+                fit(method, x, y, CLASSES[table], config.trees, seed)(held)
+            )
+
+        return of
+
+    libraries = {"jaxml": tell(ours)}
+    if config.peers:
+        libraries["scikit-learn"] = tell(theirs)
     run = train.Run(config.out, config)
-    rows: dict[str, Scores] = {}
-    bars: dict[str, dict[str, list[float]]] = {}
-    libraries = {"jaxml": ours, **({"scikit-learn": theirs} if config.peers else {})}
-    for table in config.tables:
-        for method in config.methods:
-            for library, fit in libraries.items():
-                found = scores(table, method, fit, config)
-                everything = [s for fold in found.values() for s in fold]
-                name = f"{table}/{method}/{library}"
-                rows[name] = mean(everything)
-                run.log(len(rows), {f"{name}/{k}": v for k, v in rows[name].items()})
-                line = ", ".join(
-                    f"{k} {v:.4f} +- {np.std([s[k] for s in everything]):.4f}"
-                    for k, v in rows[name].items()
-                )
-                print(f"{name}: {line}", flush=True)
-                each = [mean(fold) for fold in found.values()]
-                label = method.replace("_", " ") + " of scikit-learn" * (fit is theirs)
-                bars.setdefault(table, {})[label] = [error(s) for s in each]
-    report(run.path, config, rows, bars)
+    rows = compare(run, config, libraries)
+    boundaries(run.path / "boundaries.png", config)
     return {f"{name}_{k}": v for name, row in rows.items() for k, v in row.items()}
-
-
-def scores(
-    table: str, method: str, fit: Callable[..., Predict], config: Config
-) -> dict[int, list[Scores]]:
-    """Of every fold, by seed."""
-    found: dict[int, list[Scores]] = {}
-    parts = splits(table, config.folds, config.seeds, config.data_dir)
-    for i, (seed, (x, y, held, label)) in enumerate(parts):
-        told = fit(method, x, y, CLASSES[table], config.trees, 1000 * seed + i)
-        found.setdefault(seed, []).append(judge(np.asarray(told(held)), label))
-    return found
-
-
-def error(found: Scores) -> float:
-    """What the bars show: misclassified in percent, or the error of numbers."""
-    return 100 - 100 * found["accuracy"] if "accuracy" in found else found["rmse"]
 
 
 def ours(
@@ -168,11 +147,11 @@ def ours(
     key = jax.random.key(seed)
     y = y.astype(np.int32) if classes else y
     full = cart.Config("gini" if classes else "squared_error", num_classes=classes)
-    few = replace(full, max_features="sqrt" if classes else 1 / 3)
+    few = replace(full, max_features=features_of(method, classes))
     if method == "cart":
         tree = cart.fit(x, y, full, key)
         return lambda x: (cart.predict_proba if classes else cart.predict)(tree, x)
-    if method in ("random_forest", "extra_trees"):
+    if method in ("random_forest", "random_forest_log2", "extra_trees"):
         forest = random_forest.Config(few, trees)
         module: Any = random_forest
         if method == "extra_trees":
@@ -198,8 +177,8 @@ def meta(
         bag = bagging.Config(trees, num_classes=classes)
         bags = bagging.fit(x, y, learner, bag, key)
         return lambda x: bagging.predict(bags, learner, x)
-    if method == "adaboost":
-        weak = cart.learner(replace(full, max_depth=depth_of(classes)))
+    if method in ("adaboost", "adaboost_deep"):
+        weak = cart.learner(replace(full, max_depth=depth_of(method, classes)))
         boosted = adaboost.fit(x, y, weak, adaboost.Config(classes, trees), key)
         tell = adaboost.predict_proba if classes else adaboost.predict
         return lambda x: tell(boosted, weak, x)
@@ -216,9 +195,18 @@ def linear_of(classes: int) -> Learner:
     return logistic(classes) if classes else ridge()
 
 
-def depth_of(classes: int) -> int:
-    """Of AdaBoost's trees: stumps can hardly part ten classes, nor follow a curve."""
-    return {2: 1, 0: 3}.get(classes, 5)
+def depth_of(method: str, classes: int) -> int:
+    """Of AdaBoost's trees: stumps of classes, unless they are to be deep."""
+    if method == "adaboost_deep":
+        return 5
+    return 1 if classes else 3
+
+
+def features_of(method: str, classes: int) -> Any:
+    """Columns that a node of a forest looks at."""
+    if method == "random_forest_log2":
+        return "log2"
+    return "sqrt" if classes else 1 / 3
 
 
 def theirs(
@@ -228,15 +216,17 @@ def theirs(
     kind = "Classifier" if classes else "Regressor"
     tree = getattr(sklearn.tree, f"DecisionTree{kind}")
     both = {"n_estimators": trees, "random_state": seed}
-    few = {**both, "max_features": "sqrt" if classes else 1 / 3}
-    weak = tree(max_depth=depth_of(classes))
+    few = {**both, "max_features": features_of(method, classes)}
+    weak = {**both, "estimator": tree(max_depth=depth_of(method, classes))}
     linear = LogisticRegression(solver="newton-cholesky") if classes else Ridge(1e-3)
     first = [("tree", tree(max_depth=4)), ("full", tree()), ("linear", linear)]
     named: dict[str, tuple[str, dict[str, Any]]] = {
         "bagging": ("Bagging", both),
         "random_forest": ("RandomForest", few),
+        "random_forest_log2": ("RandomForest", few),
         "extra_trees": ("ExtraTrees", few),
-        "adaboost": ("AdaBoost", {**both, "estimator": weak}),
+        "adaboost": ("AdaBoost", weak),
+        "adaboost_deep": ("AdaBoost", weak),
         "gbdt": ("GradientBoosting", both),
         "stacking": ("Stacking", {"estimators": first, "final_estimator": linear}),
     }
@@ -247,45 +237,6 @@ def theirs(
         model = getattr(sklearn.ensemble, f"{name}{kind}")(**options)
     model.fit(x, y)
     return model.predict_proba if classes else model.predict
-
-
-def report(
-    path: Path,
-    config: Config,
-    rows: Mapping[str, Scores],
-    bars: Mapping[str, Mapping[str, list[float]]],
-) -> None:
-    """Writes results and pictures."""
-    (path / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    for table, values in bars.items():
-        found = by_method(table, rows)
-        columns = {name for row in found.values() for name in row}
-        title = f"{table.replace('_', ' ').capitalize()}, held out"
-        draw.save_table(
-            path / f"{table}_scores.png",
-            found,
-            title=title,
-            lower_is_better=[name for name in columns if name.split()[0] in LOWER],
-        )
-        draw.save_bars(
-            path / f"{table}.png",
-            values,
-            title=title,
-            xlabel="misclassified, %" if CLASSES[table] else "root mean squared error",
-            highlight=[name for name in values if "scikit" not in name],
-        )
-    boundaries(path / "boundaries.png", config)
-
-
-def by_method(table: str, rows: Mapping[str, Scores]) -> dict[str, Scores]:
-    """The scores on one table, those of both libraries in one row."""
-    found: dict[str, Scores] = {}
-    for name, row in rows.items():
-        of, method, library = name.split("/")
-        for score, value in row.items() if of == table else ():
-            column = score if library == "jaxml" else f"{score} ({library})"
-            found.setdefault(method.replace("_", " "), {})[column] = value
-    return {name: dict(sorted(row.items())) for name, row in found.items()}
 
 
 def boundaries(path: Path, config: Config) -> None:

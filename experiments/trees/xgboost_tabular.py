@@ -30,7 +30,6 @@ Reference: Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 20
 https://arxiv.org/abs/1603.02754.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,23 +39,28 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.trees.tables import CLASSES, LOWER, Split, judge, mean, splits
-from jaxml import draw, train
+from experiments.trees.beside import compare
+from experiments.trees.tables import CLASSES, Split
+from jaxml import train
 from jaxml.trees import xgboost
 
-OPTIONS: dict[str, dict[str, Any]] = {
+TABLES: dict[str, dict[str, Any]] = {
     "breast_cancer": {"objective": "binary:logistic"},
     "digits": {"objective": "multi:softprob", "num_class": 10, "max_bin": 32},
     "diabetes": {"objective": "reg:squarederror", "max_depth": 3},
     "binary": {"objective": "binary:logistic"},
     "agaricus": {"objective": "binary:logistic", "max_bin": 8},
 }
-
-
-FOLDED = ("breast_cancer", "digits", "diabetes")
-"""Tables without a split of their own."""
-LOSS = ("rmse", "loss")
-"""The score that the bars show, of numbers and of classes."""
+"""Options of each table, beside XGBoost's defaults, depth 6 and eta 0.1."""
+METHODS: dict[str, dict[str, Any]] = {
+    "exact": {"tree_method": "exact"},
+    "exact_depth_3": {"tree_method": "exact", "max_depth": 3, "num_boost_round": 300},
+    "hist": {"tree_method": "hist"},
+    "hist_depth_4": {"tree_method": "hist", "max_depth": 4, "eta": 0.3},
+    "dart": {"booster": "dart", "rate_drop": 0.1, "skip_drop": 0.5},
+    "gblinear": {"booster": "gblinear", "eta": 0.5},
+}
+"""What differs between the rows."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,18 @@ class Config:
 
     tables: tuple[str, ...] = ("breast_cancer", "digits", "diabetes")
     """Of scikit-learn, or "binary" and "agaricus" of the folder of data."""
-    methods: tuple[str, ...] = ("exact", "hist")
-    """Tree methods that are compared."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Boosters that are compared."""
     num_rounds: int = 100
-    """Trees of every model and class."""
+    """Trees of every model and class, but 300 for "exact_depth_3"."""
     folds: int = 5
     """Parts of a table, each held out once."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the folds."""
+    """Of the folds and draws."""
     data_dir: Path | None = None
     """Folder of the original files; by default the one JAXML_DATA_DIR names."""
     peers: bool = True
-    """Whether to run XGBoost, if it is installed."""
+    """Whether to run XGBoost on the same folds."""
     out: Path = Path("runs/xgboost_tabular")
     """Where everything is written."""
 
@@ -88,82 +92,47 @@ SMOKE = Config(
 
 def main(config: Config) -> Mapping[str, float]:
     """Trains on all splits of all tables; returns mean held-out scores."""
-    run = train.Run(config.out, config)
-    rows: dict[str, dict[str, float]] = {}
-    bars: dict[str, dict[str, list[float]]] = {}
-    for table in config.tables:
-        options = {"max_depth": 6, "eta": 0.1, **OPTIONS[table]}
-        for method in config.methods:
-            scores: dict[str, list[dict[str, float]]] = {}
-            seeds = config.seeds if table in FOLDED else (0,)
-            losses: dict[str, dict[int, list[float]]] = {}
-            for seed, split in splits(table, config.folds, seeds, config.data_dir):
-                told = {
-                    "jaxml": ours(split, {**options, "tree_method": method}, config)
-                }
-                if config.peers:
-                    told["XGBoost"] = theirs(
-                        split, {**options, "tree_method": method}, config
-                    )
-                for name, p in told.items():
-                    p = np.stack((1 - p, p), axis=1) if CLASSES[table] == 2 else p
-                    scored = judge(p, split[3])
-                    scores.setdefault(name, []).append(scored)
-                    of_seed = losses.setdefault(name, {}).setdefault(seed, [])
-                    of_seed.append(scored[LOSS[CLASSES[table] > 0]])
-            for name, found in scores.items():
-                row = rows[f"{table} {method} {name}"] = mean(found)
-                run.log(
-                    len(rows),
-                    {f"{table}/{method}/{name}/{k}": v for k, v in row.items()},
-                )
-                line = ", ".join(f"{k} {v:.4f}" for k, v in row.items())
-                print(f"{table} {method} {name}: {line}", flush=True)
-                each = [float(np.mean(of)) for of in losses[name].values()]
-                bars.setdefault(table, {})[f"{method}, {name}"] = each
-    report(run.path, rows, bars)
+
+    def options(table: str, method: str) -> dict[str, Any]:
+        shared = {"max_depth": 6, "eta": 0.1, "num_boost_round": config.num_rounds}
+        return {**shared, **TABLES[table], **METHODS[method]}
+
+    def tell(fit: Any) -> Any:
+        return lambda table, method, split, seed: shares(
+            fit(split, options(table, method), seed), CLASSES[table]
+        )
+
+    libraries = {
+        "jaxml": tell(ours),
+        **({"XGBoost": tell(theirs)} if config.peers else {}),
+    }
+    rows = compare(train.Run(config.out, config), config, libraries)
     return {f"{row}_{k}": v for row, each in rows.items() for k, v in each.items()}
 
 
-def report(
-    path: Path,
-    rows: Mapping[str, Mapping[str, float]],
-    bars: Mapping[str, Mapping[str, list[float]]],
-) -> None:
-    """Writes results and pictures."""
-    (path / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    measures = {name for row in rows.values() for name in row}
-    draw.save_table(
-        path / "table.png",
-        {name.replace("_", " "): row for name, row in rows.items()},
-        title="Held out",
-        lower_is_better=tuple(sorted(measures & set(LOWER))),
-    )
-    for table, values in bars.items():
-        draw.save_bars(
-            path / f"{table}.png",
-            values,
-            title=f"{table.replace('_', ' ').capitalize()}, held out",
-            xlabel="cross-entropy, nats" if CLASSES[table] else "root mean square",
-            highlight=[name for name in values if "jaxml" in name],
-        )
+def shares(told: np.ndarray, classes: int) -> np.ndarray:
+    """What a booster tells, with both of two classes."""
+    return np.stack((1 - told, told), axis=1) if classes == 2 else told
 
 
-def ours(split: Split, options: dict[str, Any], config: Config) -> np.ndarray:
+def ours(split: Split, options: dict[str, Any], seed: int) -> np.ndarray:
     """Held-out predictions of jaxml."""
     x, y, held, _ = split
-    settings = xgboost.Config(num_boost_round=config.num_rounds, **options)
-    model = xgboost.fit(x, y, settings, jax.random.key(0))
+    model = xgboost.fit(x, y, xgboost.Config(**options), jax.random.key(seed))
     return np.asarray(xgboost.predict(model, held))
 
 
-def theirs(split: Split, options: dict[str, Any], config: Config) -> np.ndarray:
+def theirs(split: Split, options: dict[str, Any], seed: int) -> np.ndarray:
     """Held-out predictions of XGBoost."""
     import xgboost as peer
 
     x, y, held, _ = split
-    data = peer.DMatrix(x, y)
-    booster = peer.train({**options, "nthread": 1}, data, config.num_rounds)
+    rounds = options["num_boost_round"]
+    told = {name: value for name, value in options.items() if name != "num_boost_round"}
+    if told.get("booster") == "gblinear":  # one column after the other, as ours
+        told = {**told, "updater": "coord_descent"}
+    told = {**told, "nthread": 1, "seed": seed, "verbosity": 0}
+    booster = peer.train(told, peer.DMatrix(x, y), rounds)
     return booster.predict(peer.DMatrix(held))
 
 
