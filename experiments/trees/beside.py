@@ -98,26 +98,32 @@ def compare(
     pairs: dict[str, dict[str, dict[str, Pair]]] = {}
     bars: dict[str, dict[str, list[float]]] = {}
     for table in config.tables:
+        print(f"\n{heading(table)}" if len(libraries) > 1 else table, flush=True)
         for method in config.methods:
             found = {}
             for library, tell in libraries.items():
                 began = process_time()
                 found[library] = score(table, method, tell, config)
-                name = f"{table}/{method}/{library}"
-                rows[name] = mean(
-                    [s for of in found[library].whole.values() for s in of]
-                )
-                run.log(len(rows), {f"{name}/{k}": v for k, v in rows[name].items()})
-                each = [mean(of) for of in found[library].whole.values()]
-                label = " ".join((method.replace("_", " "), f"({library})"))
-                bars.setdefault(table, {})[label] = [error(s) for s in each]
-                line = ", ".join(f"{k} {v:.5f}" for k, v in rows[name].items())
-                spent = process_time() - began
-                print(f"{name}: {line}; {spent:.0f} CPU-seconds", flush=True)
-            if len(found) == 2:
+                name, seeds = f"{table}/{method}/{library}", found[library].whole
+                rows[name] = mean([s for of in seeds.values() for s in of])
+                told = {**rows[name], "cpu_seconds": process_time() - began}
+                run.log(len(rows), {f"{name}/{k}": v for k, v in told.items()})
+                label = f"{method.replace('_', ' ')} ({library})"
+                each = [error(mean(of)) for of in seeds.values()]
+                bars.setdefault(table, {})[label] = each
+            if len(found) > 1:
                 pairs.setdefault(table, {})[method] = beside(*found.values())
-    print(text(pairs), flush=True)
-    report(run.path, rows, pairs, bars, next(iter(libraries)))
+                print(lines(method, pairs[table][method]), flush=True)
+            else:
+                print(f"{method}: {rows[name]}", flush=True)
+    (run.path / "table.txt").write_text(
+        "".join(
+            f"{heading(table)}\n"
+            + "".join(f"{lines(method, found)}\n" for method, found in methods.items())
+            for table, methods in pairs.items()
+        )
+    )
+    report(run.path, rows, bars, next(iter(libraries)))
     return rows
 
 
@@ -157,27 +163,28 @@ def beside(ours: Found, theirs: Found) -> dict[str, Pair]:
     return pairs
 
 
-def text(pairs: Mapping[str, Mapping[str, Mapping[str, Pair]]]) -> str:
-    """The table of a header: accuracy in percent; last, both of the first seed."""
-    lines = []
-    for table, methods in pairs.items():
-        head = f"{table.replace('_', ' '):18}{'':9}{'ours':>8}{'peer':>8}"
-        lines += ["", f"{head}   ahead by            {'first seed':>17}"]
-        for method, scores in methods.items():
-            for name, pair in scores.items():
-                scale, digits = (100, 2) if name in ("accuracy", "rmse") else (1, 4)
-                scale = 1 if name == "rmse" else scale
-                value = [f"{v * scale:8.{digits}f}" for v in (pair.ours, pair.theirs)]
-                ahead = f"{pair.ahead * scale:+8.{digits}f}"
-                spread = f"{pair.error * scale:.{digits}f}"
-                both = [
-                    f"{v * scale:8.{digits}f}" for v in (pair.first, pair.their_first)
-                ]
-                lines.append(
-                    f"{method.replace('_', ' '):18}{name:9}{''.join(value)} {ahead} +- "
-                    f"{spread:7} {pair.verdict:6}{''.join(both)}"
-                )
-    return "\n".join(lines)
+def heading(table: str) -> str:
+    """The head of the table of one table's methods; on the right both of the first seed."""
+    columns = f"{'ours':>8}{'peer':>8}   ahead by           "
+    return f"{table.replace('_', ' '):29}{columns}{'first seed':>17}"
+
+
+def lines(method: str, scores: Mapping[str, Pair]) -> str:
+    """The scores of one method, a line each; accuracy in percent."""
+    written = []
+    for name, pair in scores.items():
+        scale = 100 if name == "accuracy" else 1
+        digits = 4 if name in ("loss", "auc") else 2
+        ours, theirs, first, their_first = (
+            f"{v * scale:8.{digits}f}"
+            for v in (pair.ours, pair.theirs, pair.first, pair.their_first)
+        )
+        by = f"{pair.ahead * scale:+8.{digits}f} +- {pair.error * scale:<7.{digits}f}"
+        title = f"{method.replace('_', ' '):20}{name:9}"
+        written.append(
+            f"{title}{ours}{theirs} {by} {pair.verdict:5}{first}{their_first}"
+        )
+    return "\n".join(written)
 
 
 def error(found: Scores) -> float:
@@ -188,13 +195,11 @@ def error(found: Scores) -> float:
 def report(
     path: Path,
     rows: Mapping[str, Scores],
-    pairs: Mapping[str, Mapping[str, Mapping[str, Pair]]],
     bars: Mapping[str, Mapping[str, Sequence[float]]],
     ours: str,
 ) -> None:
     """Writes results and pictures."""
     (path / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (path / "table.txt").write_text(text(pairs) + "\n")
     for table, values in bars.items():
         found = by_method(table, rows, ours)
         columns = {name for row in found.values() for name in row}
