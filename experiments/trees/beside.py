@@ -165,8 +165,8 @@ def beside(ours: Found, theirs: Found) -> dict[str, Pair]:
 
 def heading(table: str) -> str:
     """The head of the table of one table's methods; on the right both of the first seed."""
-    columns = f"{'ours':>8}{'peer':>8}   ahead by           "
-    return f"{table.replace('_', ' '):29}{columns}{'first seed':>17}"
+    columns = f"{'ours':>8}{'peer':>8}   ahead by"
+    return f"{table.replace('_', ' '):28}{columns:42}{'first seed':>14}"
 
 
 def lines(method: str, scores: Mapping[str, Pair]) -> str:
@@ -179,8 +179,8 @@ def lines(method: str, scores: Mapping[str, Pair]) -> str:
             f"{v * scale:8.{digits}f}"
             for v in (pair.ours, pair.theirs, pair.first, pair.their_first)
         )
-        by = f"{pair.ahead * scale:+8.{digits}f} +- {pair.error * scale:<7.{digits}f}"
-        title = f"{method.replace('_', ' '):20}{name:9}"
+        by = f"{pair.ahead * scale:+7.{digits}f} +- {pair.error * scale:<6.{digits}f}"
+        title = f"{method.replace('_', ' '):19}{name:9}"
         written.append(
             f"{title}{ours}{theirs} {by} {pair.verdict:5}{first}{their_first}"
         )
