@@ -76,7 +76,7 @@ def test_bad_tables_are_refused(x, y, weights, message):
     ("x", "y", "options", "message"),
     [
         (X, Y, {"num_classes": 2}, "below num_classes, 2, got 2"),
-        (X, Y - 1.0, {"criterion": "poisson"}, "not be negative"),
+        (X, Y - 0.5, {"criterion": "poisson"}, "not be negative"),
         (X, 0 * Y, {"criterion": "poisson"}, "nor all zero"),
         (X * np.nan, Y, {"criterion": "absolute_error"}, "no missing values"),
     ],
