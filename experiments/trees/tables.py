@@ -7,7 +7,7 @@ Reference: Pedregosa et al., "Scikit-learn: Machine Learning in Python", JMLR 20
 https://arxiv.org/abs/1201.0490.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ CLASSES = {"breast_cancer": 2, "digits": 10, "diabetes": 0, "binary": 2, "agaric
 """Of the labels of each table, 0 for numbers."""
 FOLDERS = {"binary": "tabular_lightgbm", "agaricus": "agaricus"}
 """Where tables lie that are files."""
+Scores = dict[str, float]
+"""What `judge` tells."""
 LOWER = ("loss", "rmse")
 """Scores that are better when they are lower."""
 
@@ -74,7 +76,13 @@ def _from_files(table: str, folder: Path) -> Split:
     return dense[0], y.astype(np.float32), dense[1], label.astype(np.float32)
 
 
-def judge(told: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def parts(y: np.ndarray, number: int) -> list[np.ndarray]:
+    """The positions of held-out rows in so many parts of the same mix of classes."""
+    folds = StratifiedKFold(number, shuffle=True, random_state=0)
+    return [part for _, part in folds.split(y, y)]
+
+
+def judge(told: np.ndarray, y: np.ndarray) -> Scores:
     """Scores of predictions: class shares [rows, classes], or numbers [rows].
 
     Returns:
@@ -94,6 +102,6 @@ def judge(told: np.ndarray, y: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean(scores: Sequence[Scores]) -> Scores:
     """The mean of each score."""
     return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}

@@ -87,7 +87,7 @@ def best_sets(
     forward = jnp.where(place < reach - 1, forward, -jnp.inf)
     before = jnp.pad(prefix, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
     backward = jnp.moveaxis(gain(swap(before + missing[:, None])), 1, 0)
-    backward = jnp.where((place < n) & (place > n - reach), backward, -jnp.inf)
+    backward = jnp.where(place > n - reach, backward, -jnp.inf)
     both = jnp.concatenate((forward, jnp.flip(backward, axis=0)))
     ordered, at = jnp.max(both, axis=0), lax.argmax(both, 0, jnp.int32)
     taken = jnp.where(at < bins, at + 1, 2 * bins - 1 - at)

@@ -117,7 +117,8 @@ def _walk(tree: Tree, column: Array, grid: Array) -> Float[Array, "points width"
     def share_of_first(node: Array) -> Array:
         first = tree.left[node]
         here, there = tree.cover[first], tree.cover[first + 1]
-        by_cover = here / jnp.where(here + there > 0, here + there, 1)
+        both = here + there
+        by_cover = jnp.where(both > 0, here / jnp.where(both > 0, both, 1), 0.5)
         goes_left = grid < tree.threshold[node]
         words = tree.categories[node]
         if len(words):

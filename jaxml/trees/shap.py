@@ -96,7 +96,7 @@ def shap_values(
     if model.best_iteration is not None:
         model = model.up_to_best()
     paths, bias = _paths(model)
-    points, weights = np.polynomial.legendre.leggauss(paths.feature.shape[1] // 2 + 1)
+    points, weights = np.polynomial.legendre.leggauss((paths.feature.shape[1] + 1) // 2)
     quadrature = np.stack(((points + 1) / 2, weights / 2)).astype(np.float32)
     phi = jnp.asarray(_shap(paths, x, jnp.asarray(quadrature), outputs))
     return phi.at[:, :, -1].add((model.start + bias)[None])

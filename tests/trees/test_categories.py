@@ -27,15 +27,15 @@ def score(channels, rows):
     return G**2 / (H + 1)
 
 
-@pytest.mark.parametrize("onehot_below", [4, 50])
-@pytest.mark.parametrize("missing", [0.0, 2.0, -2.0])
+@pytest.mark.parametrize("onehot_below", [6, 7])
+@pytest.mark.parametrize("missing", [0.0, 2.0, -2.0, 30.0])
 def test_the_best_set_is_found(rng, onehot_below, missing):
     x, channels = problem(rng)
     if missing:  # rows without a category are pulled to one side, then to the other
         x[rng.random(len(x)) < 0.2, 0] = np.nan
         channels = channels.at[0].add(missing * np.isnan(x[:, 0]))
     use = Columns(categorical=(0,), onehot_below=onehot_below)
-    bins = make_bins(x, 8, categorical=(0,))
+    bins = make_bins(x, 32, categorical=(0,))
     tree, leaf = jax.jit(lambda bins, c: histogram.grow(bins, c, newton(), 1, use=use))(
         bins, channels
     )
@@ -53,15 +53,38 @@ def test_the_best_set_is_found(rng, onehot_below, missing):
     right = np.asarray(leaf) == 2
     told = score(channels, right) + score(channels, ~right)
     assert told == pytest.approx(max(gains), rel=1e-4)
+    for node, rows in ((1, ~right), (2, right)):
+        G, H = np.asarray(channels, np.float64)[:, rows].sum(axis=1)
+        assert float(tree.value[node, 0]) == pytest.approx(-G / (H + 1), rel=1e-4)
+        assert float(tree.cover[node]) == pytest.approx(H, rel=1e-4)
 
 
-def test_sets_are_no_larger_than_asked(rng):
+@pytest.mark.parametrize("most", [2, 3, 6, 64])
+@pytest.mark.parametrize("least", [1.0, 9.0])
+def test_sets_are_the_ends_of_the_order(rng, most, least):
+    """Those of fewer than `most` categories; light ones stand where the value is 0."""
     x, channels = problem(rng, categories=12)
-    use = Columns(categorical=(0,), most_categories=3)
+    x = x[:, :1]
+    x[rng.random(len(x)) < 0.2] = np.nan
+    use = Columns(categorical=(0,), most_categories=most)
     bins = make_bins(x, 16, categorical=(0,))
-    tree, _ = histogram.grow(bins, channels, newton(), 1, use=use)
-    word = int(tree.categories[0, 0])
-    assert word.bit_count() in (1, 2, 10, 11)
+    tree, _ = histogram.grow(bins, channels, newton(min_child_weight=least), 1, use=use)
+    code, exact = x[:, 0], np.asarray(channels, np.float64)
+    sums = np.array([exact[:, code == c].sum(axis=1) for c in range(12)])
+    value = np.where(sums[:, 1] >= least, -sums[:, 0] / (sums[:, 1] + 1), 0)
+    assert (value == 0).any() == (least > 1)
+    order, best = np.argsort(value, kind="stable"), (-np.inf, None)
+    for size in range(1, 12):
+        for lost in (False, True):
+            if (12 - size if lost else size) >= min(most, 12):
+                continue
+            right = np.isin(code, order[:size]) | (np.isnan(code) & lost)
+            if min(exact[1, right].sum(), exact[1, ~right].sum()) >= least:
+                gain = score(channels, right) + score(channels, ~right)
+                best = max(best, (gain, sum(1 << int(c) for c in order[:size])))
+    gain = best[0] - score(channels, np.ones(len(x), bool))
+    assert float(tree.gain[0]) == pytest.approx(gain, rel=1e-4)
+    assert int(tree.categories[0, 0]) == best[1]
 
 
 def test_unseen_categories_go_to_the_first_child(rng):

@@ -61,7 +61,9 @@ for name in sys.argv[1:]:
               if r["status"] == "failed"}
     print(json.dumps([name, len(found), failed]), flush=True)
 """
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FLAGS = "--xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):  # later ones do not know it, and end at once
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,30 @@ def test_of_one_column_nothing_is_averaged(rng, config):
         assert model.best_iteration < 5
 
 
+@pytest.mark.parametrize("strategy", ["one_output_per_tree", "multi_output_tree"])
+def test_every_output_has_its_curve(rng, strategy):
+    x = rng.normal(size=(90, 1)).astype(np.float32)
+    config = dataclasses.replace(
+        CONFIG, objective="multi:softprob", num_class=3, multi_strategy=strategy
+    )
+    model = fit(x, np.digitize(x[:, 0], [-0.5, 0.5]), config, jax.random.key(0))
+    expected = predict(model, GRID[:, None], output_margin=True)
+    assert np.ptp(expected, axis=0).min() > 0.2
+    told = partial_dependence(model, None, 0, GRID)
+    np.testing.assert_allclose(told, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_covers_both_sides_count_alike(rng):
+    _, model = fitted(rng)
+    trees = model.trees._replace(cover=np.zeros_like(model.trees.cover))
+    model = dataclasses.replace(model, trees=trees)
+    told = partial_dependence(model[:1], None, 0, GRID)
+    even = compact(jax.tree.map(lambda a: np.asarray(a[0]), model.trees))
+    even = even._replace(cover=np.ones_like(even.cover))
+    expected = [float(model.start[0]) + by_covers(even, 0, value) for value in GRID]
+    np.testing.assert_allclose(told[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_centred_curves_start_at_zero(rng):
     x, model = fitted(rng)
     curves = np.asarray(individual_curves(model, x, 0, GRID, centred=True))
@@ -93,8 +117,10 @@ def test_centred_curves_start_at_zero(rng):
 
 def test_bad_columns_are_told(rng):
     x, model = fitted(rng)
-    with pytest.raises(ValueError, match="column must be below 3"):
-        partial_dependence(model, x, 3, GRID)
+    for rows in (x, None):
+        for column in (3, -1):
+            with pytest.raises(ValueError, match="column must be below 3"):
+                partial_dependence(model, rows, column, GRID)
     linear = dataclasses.replace(CONFIG, booster="gblinear")
     y = np.nan_to_num(x[:, 0])
     model = fit(x, y, linear, jax.random.key(0))

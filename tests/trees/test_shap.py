@@ -1,5 +1,6 @@
 """TreeSHAP against the definition: all 2^F sets of features, in float64."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import factorial
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxml.trees.model import Model
+from jaxml.trees.model_files import no_trees
 from jaxml.trees.objectives import objective
 from jaxml.trees.shap import shap_values
 from jaxml.trees.tree import stack
@@ -87,10 +89,10 @@ def rows(rng, n=6, words=0):
     return x
 
 
-@pytest.mark.parametrize("words", [0, 2])
-def test_values_are_shapley_values(rng, words):
-    for _ in range(3):  # of 15 nodes and 4 features: paths meet a feature again
-        tree = covered(random_tree(rng, 15, COLUMNS, words), rng)
+@pytest.mark.parametrize(("words", "columns"), [(0, 4), (2, 4), (0, 3)])
+def test_values_are_shapley_values(rng, words, columns):
+    for _ in range(3):  # of 15 nodes and few features: paths meet a feature again
+        tree = covered(random_tree(rng, 15, columns, words), rng)
         x = rows(rng, words=words)
         actual = np.asarray(shap_values(forest([tree]), x))[:, 0]
         expected = np.array([brute_force(tree, row) for row in x])
@@ -126,6 +128,53 @@ def test_a_feature_that_no_tree_reads_has_no_part(rng):
     tree = covered(random_tree(rng, 15, 2), rng)
     phi = shap_values(forest([tree]), rows(rng))
     assert not np.asarray(phi)[:, 0, 2:4].any()
+
+
+def test_linear_models_add_up_too(rng):
+    weights = rng.normal(size=(COLUMNS + 1, 2)).astype(np.float32)
+    model = no_trees(
+        linear=jnp.asarray(weights),
+        losses=jnp.zeros(0),
+        start=jnp.array([0.5, -1.0]),
+        base_score=jnp.zeros(2),
+        eta=jnp.float32(1),
+        objective=objective("multi:softprob", num_class=2),
+        num_features=COLUMNS,
+        booster="gblinear",
+    )
+    x = rows(rng)
+    phi = np.asarray(shap_values(model, x))
+    expected = np.nan_to_num(x)[:, None, :] * weights[:-1].T
+    np.testing.assert_allclose(phi[:, :, :-1], expected, rtol=1e-6)
+    margin = predict(model, x, output_margin=True)
+    np.testing.assert_allclose(phi.sum(axis=2), margin, rtol=1e-5, atol=1e-6)
+
+
+def test_rounds_behind_the_best_are_left_out(rng):
+    trees = [covered(random_tree(rng), rng) for _ in range(3)]
+    model = replace(forest(trees), best_iteration=1)
+    x = rows(rng)
+    expected = shap_values(forest(trees[:2]), x)
+    np.testing.assert_allclose(shap_values(model, x), expected, rtol=1e-6)
+
+
+def test_without_covers_both_sides_count_alike(rng):
+    tree = random_tree(rng, 3)
+    x = rows(rng)
+    found = [
+        shap_values(forest([tree._replace(cover=np.full(3, c, np.float32))]), x)
+        for c in (0, 1)
+    ]
+    assert np.asarray(found[0])[:, 0, -1].std() == 0
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+def test_leaves_of_vectors_are_refused(rng):
+    model = forest([random_tree(rng)])
+    value = jnp.repeat(model.trees.value, 2, axis=-1)
+    model = replace(model, trees=model.trees._replace(value=value))
+    with pytest.raises(ValueError, match="one output each"):
+        shap_values(model, rows(rng))
 
 
 def test_a_wrong_width_is_told(rng):

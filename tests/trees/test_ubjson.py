@@ -46,9 +46,16 @@ def test_the_bytes_are_the_format():
     )
 
 
+def test_integers_are_short_where_they_can_be():
+    for value, data in ((-(2**31), b"l\x80\0\0\0"), (2**31 - 1, b"l\x7f\xff\xff\xff")):
+        assert dumps(value) == data
+    for value in (-(2**31) - 1, 2**31):
+        assert dumps(value) == b"L" + value.to_bytes(8, "big", signed=True)
+
+
 def test_what_others_write_is_read():
     assert loads(b"{i\x01aI\x01\x00i\x01bD?\xf8\0\0\0\0\0\0}") == {"a": 256, "b": 1.5}
-    assert loads(b"[NZTFCxHi\x031.5]") == [None, True, False, "x", 1.5]
+    assert loads(b"[NNZTFCxHi\x031.5]") == [None, True, False, "x", 1.5]
     assert loads(b"{#i\x01i\x01kU\xff") == {"k": 255}
     assert loads(b"{$U#i\x01i\x01k\x07") == {"k": 7}
 
@@ -64,10 +71,13 @@ def test_what_others_write_is_read():
         (b"Sd\0\0\0\0", "integer length"),
         (b"Si\x01\xff", "UTF-8"),
         (b"[$d#L\x7f" + b"\xff" * 7, "must hold"),
-        (b"[#L\x7f" + b"\xff" * 7, "cannot hold"),
+        (b"[#L\x7f" + b"\xff" * 7, "must hold"),
+        (b"{#L\x7f" + b"\xff" * 7, "must hold"),
         (b"[$Z#L\0\0\0\0\x7f\0\0\0", "cannot hold"),
+        (b"[[$T#i\x01]", "cannot hold"),
+        (b"C\xff", "ascii"),
         (b"[$d]", "must have a count"),
-        (b"[" * 100, "deeper"),
+        (b"[" * 65 + b"]" * 65, "deeper"),
         (b"{i\x01aTi\x01aT}", "twice"),
         (b"TT", "1 bytes more"),
     ],
@@ -93,6 +103,11 @@ def test_neither_does_a_changed_byte(at, byte):
         loads(bytes(data))
 
 
-def test_other_values_are_refused():
-    with pytest.raises(TypeError, match="complex"):
-        dumps([1j])
+def test_what_is_nested_as_deep_as_may_be_is_read():
+    assert loads(b"[" * 64 + b"]" * 64)
+
+
+@pytest.mark.parametrize(("value", "name"), [(1j, "complex"), (np.eye(2), "ndarray")])
+def test_other_values_are_refused(value, name):
+    with pytest.raises(TypeError, match=name):
+        dumps([value])

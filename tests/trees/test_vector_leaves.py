@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxml.trees.objectives import Objective, non_crossing, objective
+from jaxml.trees.rule import newton
 from jaxml.trees.tree import leaf_index
 from jaxml.trees.vector_leaves import channels_of, newton_diagonal, newton_whole
 from jaxml.trees.xgboost import Config, fit, predict
@@ -59,6 +60,43 @@ def test_what_cannot_be_solved_stays_put():
     sums = jnp.array([-1.0, 0.0, 3.0, 2.0, 0.0, 0.0])  # no curvature in the first
     value = newton_whole(2, 0.0).value(sums)
     np.testing.assert_allclose(value, [0.0, -1.5])
+
+
+def test_a_pivot_that_is_not_positive_leaves_its_output_alone():
+    # H = [[1, 2, 0], [2, 1, 1], [0, 1, 4]]: the second pivot is 1 - 2 * 2.
+    sums = jnp.array([3.0, 1.0, 5.0, 1.0, -8.0, 4.0, 2.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    value = newton_whole(3, 0.0).value(sums)
+    np.testing.assert_allclose(value, [-3.0, 0.0, 2.0])
+    # H = [[0, 2], [2, 1]]: the first one, whose column must not reach the second.
+    sums = jnp.array([3.0, 0.0, 5.0, 1.0, 2.0, 0.0])
+    np.testing.assert_allclose(newton_whole(2, 0.0).value(sums), [0.0, -5.0])
+
+
+def test_diagonal_leaves_are_those_of_every_output(rng):
+    one = newton(0.5, 0.3, 0.8, 0.0)
+    many = newton_diagonal(3, 0.5, 0.3, 0.8)
+    sums = jnp.asarray(np.abs(rng.normal(size=(6, 40))) * 3, jnp.float32)
+    sums = sums.at[::2].multiply(jnp.asarray(rng.choice([-1, 1], (3, 40)), jnp.float32))
+    w = jnp.asarray(rng.normal(size=(3, 40)), jnp.float32)
+    each = [sums[2 * k : 2 * k + 2] for k in range(3)]
+    expected = np.stack([one.value(part)[0] for part in each])
+    assert (expected == 0).any()
+    assert (np.abs(expected) == np.float32(0.8)).any()
+    np.testing.assert_allclose(many.value(sums), expected, rtol=1e-6)
+    total = sum(one.score(part) for part in each)
+    np.testing.assert_allclose(many.score(sums), total, rtol=1e-5)
+    total = sum(one.score_at(part, w[k : k + 1]) for k, part in enumerate(each))
+    np.testing.assert_allclose(many.score_at(sums, w), total, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [newton_diagonal, newton_whole])
+def test_the_mean_hessian_decides_what_is_heavy_enough(rule):
+    h = [(0.0, 0.0), (1.0, 3.0), (1.0, 2.9)]
+    sums = jnp.array([[1.0, a, 1.0, b, 0.0, 0.0] for a, b in h]).T
+    sums = sums[:4] if rule is newton_diagonal else sums
+    heavy = rule(2, min_child_weight=2.0).admits(sums)
+    assert heavy.tolist() == [False, True, False]
+    assert rule(2, min_child_weight=0.0).admits(sums).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -1,6 +1,7 @@
 """XGBoost's doors: what they learn, promise and refuse. Parity stands in tests/oracle."""
 
 import dataclasses
+from dataclasses import replace
 
 import chex
 import jax
@@ -200,6 +201,153 @@ def test_devices_do_not_change_a_bit(rng, devices):
     actual = jax.jit(on_all)(x, y)
     chex.assert_trees_all_equal(actual.trees, expected.trees)
     chex.assert_trees_all_equal(actual.start, expected.start)
+
+
+def test_held_out_losses_are_weighted_and_start_where_the_model_does(rng):
+    x, y = problem(rng)
+    held, label = problem(rng, 20)
+    weights = rng.uniform(0, 2, 20)
+    config = changed(base_score=3.0)
+    model = fit(x, y, config, KEY, evaluation=(held, label, weights))
+    assert model.start.tolist() == [3.0]
+    for i, loss in enumerate(model.losses):
+        error = (np.asarray(predict(model[: i + 1], held)) - label) ** 2 / 2
+        assert float(loss) == pytest.approx(
+            np.average(error, weights=weights), rel=1e-4
+        )
+
+
+def test_a_margin_of_ones_own_is_where_rows_start(rng):
+    x, y = problem(rng)
+    margin = rng.normal(size=64).astype(np.float32)
+    model = fit(x, y, changed(base_score=0.0), KEY, base_margin=margin)
+    rest = fit(x, y - margin, changed(base_score=0.0), KEY)
+    np.testing.assert_allclose(
+        predict(model, x), predict(rest, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_positive_rows_may_weigh_more(rng):
+    x, y = problem(rng)
+    label, mass = (y > 0.2).astype(np.float32), rng.uniform(0.5, 1.5, 64)
+    config = changed(objective="binary:logistic", tree_method="exact")
+    model = fit(x, label, replace(config, scale_pos_weight=3.0), KEY, mass)
+    scaled = mass * np.where(label == 1, 3, 1)
+    # One Newton step from a margin of zero, where h is 1 / 4.
+    step = (scaled * (label - 0.5)).sum() / (0.25 * scaled.sum())
+    assert float(model.start[0]) == pytest.approx(step, rel=1e-5)
+    start = float(model.base_score[0])
+    same = fit(x, label, replace(config, base_score=start), KEY, scaled)
+    np.testing.assert_allclose(
+        predict(model, x), predict(same, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_trees_of_one_round_are_of_every_output_in_turn(rng):
+    x, y = problem(rng)
+    config = changed(
+        objective="multi:softprob", num_class=3, num_parallel_tree=2, num_boost_round=2
+    )
+    label = np.digitize(y, [-0.2, 0.2])
+    model = fit(x, label, config, KEY)
+    assert model.group.tolist() == 2 * [0, 0, 1, 1, 2, 2]
+    assert model.trees_per_round == 6
+    assert float(model.eta) == 0.25
+    # Two equal trees of half the step are one.
+    alone = fit(x, label, replace(config, num_parallel_tree=1), KEY)
+    np.testing.assert_allclose(
+        predict(model, x), predict(alone, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_penalties_and_bounds_reach_the_trees(rng):
+    x, y = problem(rng)
+    assert not np.asarray(fit(x, y, changed(gamma=1e4), KEY).trees.left).any()
+    assert not np.asarray(fit(x, y, changed(reg_alpha=1e4), KEY).trees.left).any()
+    clipped = fit(x, y, changed(max_delta_step=0.05), KEY).trees
+    largest = np.abs(clipped.value)[np.asarray(clipped.left) == 0].max()
+    assert largest == pytest.approx(0.5 * 0.05)
+    linear = changed(booster="gblinear", reg_alpha=1e4)
+    assert not np.asarray(fit(x, y, linear, KEY).linear[:-1]).any()
+    assert np.asarray(fit(x, y, replace(linear, reg_alpha=0.0), KEY).linear).all()
+
+
+def test_linear_models_of_classes_start_from_the_first_one(rng):
+    x, y = problem(rng)
+    label = np.digitize(y, [-0.2, 0.2])
+    config = changed(booster="gblinear", objective="multi:softprob", num_class=3)
+    model = fit(x, label, config, KEY)
+    assert len(set(model.base_score.tolist())) > 1
+    assert model.start.tolist() == [model.base_score.tolist()[0]] * 3
+
+
+def test_exact_trees_keep_the_step_of_absolute_errors(rng):
+    """In "hist" their leaves are medians; XGBoost's exact ones are not renewed."""
+    x, y = problem(rng)
+    config = changed(objective="reg:absoluteerror", num_boost_round=1, eta=1.0)
+    stepped = fit(x, 100 * y, replace(config, tree_method="exact"), KEY)
+    assert np.abs(stepped.trees.value).max() <= 1
+    assert np.abs(fit(x, 100 * y, config, KEY).trees.value).max() > 10
+
+
+def test_cuts_follow_the_weights(rng):
+    x, y = problem(rng, 200)
+    mass = np.where(x[:, 0] > 1, 20.0, 1.0)
+    config = changed(max_bin=4, num_boost_round=1)
+    hist, approx, even = (
+        np.unique(fit(x, y, replace(config, tree_method=how), KEY, w).trees.threshold)
+        for how, w in (("hist", mass), ("approx", mass), ("hist", None))
+    )
+    assert (
+        hist.tolist() == approx.tolist()
+    )  # of squared errors the Hessian is the weight
+    assert not set(hist) - {0.0} <= set(even)
+
+
+def test_few_leaves_go_where_the_gain_is(rng):
+    """One side of the first split has little to gain, the other much, twice over."""
+    x = np.arange(16, dtype=np.float32)[:, None]
+    y = np.repeat([9.5, 9.5, 10.5, 10.5, -17, -11, -9, -3], 2)
+    config = changed(max_leaves=4, max_depth=4, num_boost_round=1, reg_lambda=0.0)
+    trees = [
+        compact(jax.tree.map(lambda a: np.asarray(a[0]), fit(x, y, how, KEY).trees))
+        for how in (config, replace(config, grow_policy="lossguide"))
+    ]
+    assert [int((tree.left == 0).sum()) for tree in trees] == [4, 4]
+    both_sides = [bool(tree.left[1] and tree.left[2]) for tree in trees]
+    assert both_sides == [True, False]
+
+
+def test_sets_reach_as_far_as_they_may(rng):
+    code = rng.integers(0, 12, 300)
+    y = rng.normal(size=12)[code]
+    config = changed(
+        categorical=(0,),
+        max_cat_to_onehot=1,
+        max_cat_threshold=2,
+        max_depth=1,
+        num_boost_round=1,
+    )
+    model = fit(code[:, None].astype(np.float32), y, config, KEY)
+    size = int(np.asarray(model.trees.categories)[0, 0, 0]).bit_count()
+    assert size in (1, 2, 11)
+
+
+def test_queries_may_weigh_more(rng):
+    x, y = problem(rng)
+    query, label = np.repeat(np.arange(8), 8), np.digitize(y, [-0.2, 0.2])
+    config = changed(objective="rank:pairwise")
+    even = fit(x, label, config, KEY, query=query)
+    same = fit(x, label, config, KEY, np.full(8, 3.0), query=query)
+    chex.assert_trees_all_close(predict(even, x), predict(same, x), atol=1e-6)
+    first = fit(x, label, config, KEY, np.eye(8)[0] + 1e-9, query=query)
+    assert not np.allclose(predict(even, x), predict(first, x), atol=1e-2)
+    with pytest.raises(ValueError, match="query must come"):
+        fit(x, label, config, KEY, query=query, evaluation=(x, label))
+    with pytest.raises(ValueError, match="query must come"):
+        fit(x, label, SMALL, KEY, query=query)
+    with pytest.raises(ValueError, match="query must come"):
+        fit(x, label, config, KEY)
 
 
 def test_degenerate_data_have_the_right_answer(rng):
