@@ -34,13 +34,16 @@ from jaxml.trees.deviation import Targets
 from jaxml.trees.fixed_point import snap
 from jaxml.trees.impurity import Impurity
 from jaxml.trees.search import (
+    Least,
     Level,
     Rows,
     Shape,
     Split,
+    admits,
     by_chance,
     by_sort,
     by_table,
+    by_walk,
     default_side,
     goes_left,
     take,
@@ -57,6 +60,7 @@ from jaxml.trees.stages import (
     which,
 )
 from jaxml.trees.tree import Tree
+from jaxml.trees.walk import MOST as MOST_WALKED
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 MOST = 2**31 - 1
@@ -73,6 +77,7 @@ class Limits(NamedTuple):
         min_decrease: the least gain of a split, as weight times impurity.
         columns: the first so many columns are used.
         visits: how many of them each node draws.
+        min_weight: the least weight of a child.
     """
 
     max_depth: Int[Array, ""] | int
@@ -81,6 +86,7 @@ class Limits(NamedTuple):
     min_decrease: Float[Array, ""] | float
     columns: Int[Array, ""] | int
     visits: Int[Array, ""] | int
+    min_weight: Float[Array, ""] | float = 0.0
 
 
 @export("trees.frontier.shape", since="0.1")
@@ -305,7 +311,8 @@ def _is_open(
 ) -> Bool[Array, " nodes"]:
     """Which nodes may split, of sums, rows, and the node of each row."""
     enough = (count >= limits.min_split) & (count >= 2 * limits.min_leaf)
-    heavy = impurity.rule.admits(shape.bare(sums) / 2)  # enough for two children
+    half = shape.bare(sums) / 2
+    heavy = admits(impurity, half, _least(limits))  # enough for two children
     if impurity.pure is not None:
         mixed = ~impurity.pure(shape.bare(sums))
     else:
@@ -327,6 +334,7 @@ def _best(
     """The best split of every open node over the columns that it draws."""
     first = jnp.cumsum(state.count, dtype=jnp.int32) - state.count
     level = Level(state.slot, first, state.count, state.sums)
+    least = _least(limits)
     columns = len(rows.x)
     capacity = shape.open
     kind = jnp.int16 if columns < 2**15 else jnp.int32
@@ -340,15 +348,13 @@ def _best(
     def search(feature: Array, visit: Array) -> tuple[Split, Array, Array]:
         if shape.random:
             noise = jax.random.fold_in(jax.random.fold_in(key, 1), visit)
-            return by_chance(
-                rows, level, feature, impurity, limits.min_leaf, shape, noise
-            )
-        given = rows, level, impurity, limits.min_leaf, shape
+            return by_chance(rows, level, feature, impurity, least, shape, noise)
+        given = rows, level, impurity, least, shape
         options: list[Any] = [
             partial(_through, by_table, given, size=size) for size in shape.tables
         ]
         if shape.sorts and (not shape.tables or shape.tables[-1] < capacity):
-            options.append(partial(_through, by_sort, given))
+            options.append(partial(_by_order, given))
         tier = sum((num_open > size).astype(jnp.int32) for size in shape.tables)
         return lax.switch(jnp.minimum(tier, len(options) - 1), options, feature)
 
@@ -390,6 +396,23 @@ def _best(
         gain -= impurity.rule.score(shape.bare(state.sums))
     gain = jnp.where(best.gain > -jnp.inf, jnp.maximum(gain, 0), -jnp.inf)
     return best._replace(gain=gain), left
+
+
+def _least(limits: Limits) -> Least:
+    return Least(jnp.asarray(limits.min_leaf), jnp.asarray(limits.min_weight))
+
+
+def _by_order(given: tuple, feature: Array) -> Any:
+    """Every threshold, from rows in order: in the order of codes alone on a CPU."""
+    rows, _, impurity, *_ = given
+    walks = impurity.light and rows.q.shape[1] <= MOST_WALKED
+    if rows.targets is not None or not walks:
+        return _through(by_sort, given, feature)
+    return lax.platform_dependent(
+        feature,
+        cpu=partial(_through, by_walk, given),
+        default=partial(_through, by_sort, given),
+    )
 
 
 def _through(search: Any, given: tuple, feature: Array, **size: int) -> Any:

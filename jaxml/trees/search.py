@@ -13,6 +13,7 @@ https://doi.org/10.1201/9781315139470 (section 2.4); random thresholds as in Geu
 https://doi.org/10.1007/s10994-006-6226-1.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from jaxml.trees.deviation import Targets, both_sides
 from jaxml.trees.impurity import Impurity
 from jaxml.trees.scan import prefix_sums
 from jaxml.trees.scatter import kind_of
+from jaxml.trees.walk import walk
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 
@@ -77,6 +79,13 @@ class Level(NamedTuple):
     sums: Float[Array, "channels open"]
 
 
+class Least(NamedTuple):
+    """The least that a child must have."""
+
+    rows: Int[Array, ""]
+    weight: Float[Array, ""]
+
+
 class Split(NamedTuple):
     """The best split of every open node; the gain is -inf where there is none."""
 
@@ -96,7 +105,7 @@ def by_sort(
     level: Level,
     feature: Int[Array, " open"],
     impurity: Impurity,
-    min_leaf: Array,
+    least: Least,
     shape: Shape,
 ) -> Found:
     """Every threshold, from rows in the order of (slot, code, row)."""
@@ -105,9 +114,7 @@ def by_sort(
     n, width, capacity = rows.x.shape[1], codes.width, len(feature)
     row_bits, code_bits = max(n - 1, 1).bit_length(), width.bit_length()
     row = jnp.arange(n, dtype=jnp.int64)
-    near = jnp.minimum(level.slot, capacity - 1)
-    at = take(feature, near) * n + row.astype(jnp.int32)
-    code = take(codes.index.reshape(-1), at).astype(jnp.int64)
+    code = _code(codes, feature, level.slot).astype(jnp.int64)
     key = (level.slot.astype(jnp.int64) << code_bits) + code
     bits = row_bits + code_bits + capacity.bit_length()
     key = radix.sort((key << row_bits) + row, row_bits, bits)
@@ -126,7 +133,7 @@ def by_sort(
     ahead = jnp.where(last, -1, jnp.roll(code, -1))
     present = (slot < capacity) & (code < width)
     ends = present & ~last & (ahead != code)
-    gain = _gain(impurity, left, total - left, min_leaf, shape)
+    gain = _gain(impurity, left, total - left, least, shape)
     if rows.targets is not None:
         first = level.first[near]
         weight = impurity.weight(shape.bare(q))
@@ -141,7 +148,7 @@ def by_sort(
         known = jnp.zeros_like(missing).at[:, known_at].set(left, mode="drop")
         missing = level.sums - known
         other = left + missing[:, near]
-        other = _gain(impurity, other, total - other, min_leaf, shape)
+        other = _gain(impurity, other, total - other, least, shape)
         other = jnp.where(ends & (ahead < width), other, -jnp.inf)
         most_left = other > gain
         gain = jnp.maximum(gain, other)
@@ -165,27 +172,54 @@ def by_sort(
     return split, sums, lowest != highest
 
 
+def by_walk(
+    rows: Rows,
+    level: Level,
+    feature: Int[Array, " open"],
+    impurity: Impurity,
+    least: Least,
+    shape: Shape,
+) -> Found:
+    """Every threshold, from rows in the order of their codes; for CPUs."""
+    codes = rows.codes
+    assert codes is not None
+    code = _code(codes, feature, level.slot)
+    found, goes = walk(
+        code,
+        level.slot,
+        rows.q,
+        level.sums,
+        partial(_gain, impurity, shape=shape),
+        least,
+        codes.width,
+        shape.has_missing,
+    )
+    split = Split(
+        gain=found.gain,
+        feature=feature,
+        threshold=_threshold(codes, feature, found.below, found.above),
+        default_left=goes,
+        some_missing=found.last == codes.width,
+    )
+    return split, found.left, found.above >= 0
+
+
 def by_table(
     rows: Rows,
     level: Level,
     feature: Int[Array, " open"],
     impurity: Impurity,
-    min_leaf: Array,
+    least: Least,
     shape: Shape,
     size: int,
 ) -> Found:
     """Every threshold, from sums by slot and code; only the first `size` slots are open."""
     codes = rows.codes
     assert codes is not None
-    n, width, capacity = rows.x.shape[1], codes.width, len(feature)
+    width, capacity = codes.width, len(feature)
     stride = width + 1
     kind = kind_of(size * stride + 1)
-    if capacity == 1:
-        code = codes.index[feature[0]]
-    else:
-        near = jnp.minimum(level.slot, size - 1)
-        at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
-        code = take(codes.index.reshape(-1), at)
+    code = _code(codes, feature[:size], level.slot)
     place = level.slot.astype(kind) * kind.type(stride) + code.astype(kind)
     place = jnp.where(level.slot < size, place, kind.type(size * stride))
     table = jnp.zeros((size * stride + 1, rows.q.shape[1]), rows.q.dtype)
@@ -199,12 +233,12 @@ def by_table(
     after = lax.cummin(after, axis=1, reverse=True)
     after = jnp.concatenate([after[:, 1:], jnp.full((size, 1), width)], axis=1)
     after = after.astype(jnp.int32)
-    gain = _gain(impurity, left, total - left, min_leaf, shape)
+    gain = _gain(impurity, left, total - left, least, shape)
     gain = jnp.where(filled[:, :width], gain, -jnp.inf)
     goes = jnp.zeros((size, width), bool)
     if shape.has_missing:
         other = left + missing
-        other = _gain(impurity, other, total - other, min_leaf, shape)
+        other = _gain(impurity, other, total - other, least, shape)
         inner = filled[:, :width] & (after < width) & filled[:, width:]
         other = jnp.where(inner, other, -jnp.inf)
         goes = other > gain
@@ -237,7 +271,7 @@ def by_chance(
     level: Level,
     feature: Int[Array, " open"],
     impurity: Impurity,
-    min_leaf: Array,
+    least: Least,
     shape: Shape,
     key: PRNGKeyArray,
 ) -> Found:
@@ -262,7 +296,7 @@ def by_chance(
     parts = jnp.where(left_is[:, None], rows.q, 0)
     left = jnp.zeros((capacity + 1, rows.q.shape[1]))
     left = left.at[level.slot].add(parts, **sure)[:-1].T
-    gain = _gain(impurity, left, level.sums - left, min_leaf, shape)
+    gain = _gain(impurity, left, level.sums - left, least, shape)
     some = jnp.zeros(capacity, bool)
     if shape.has_missing:
         some = some.at[level.slot].max(~present, mode="drop")
@@ -291,23 +325,38 @@ def default_side(split: Split, count: Int[Array, " children"]) -> Bool[Array, " 
     return jnp.where(split.some_missing, split.default_left, left > right)
 
 
+def _code(codes: Codes, feature: Array, slot: Array) -> Int[Array, " rows"]:
+    """Each row's code in the column that its node looks at."""
+    if len(feature) == 1:
+        return codes.index[feature[0]]
+    n = codes.index.shape[1]
+    near = jnp.minimum(slot, len(feature) - 1)
+    at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
+    return take(codes.index.reshape(-1), at)
+
+
 def take(values: Array, index: Array) -> Array:
     """Rows of `values`, without a check that the index is in bounds."""
     return jnp.asarray(values).at[index].get(mode="promise_in_bounds")
 
 
 def _gain(
-    impurity: Impurity, left: Array, right: Array, min_leaf: Array, shape: Shape
+    impurity: Impurity, left: Array, right: Array, least: Least, shape: Shape
 ) -> Float[Array, "..."]:
     """Scores of both sides, -inf where a child may not be."""
     fits = jnp.bool_(True)
     if shape.counts:
-        fits = (left[-1] >= min_leaf) & (right[-1] >= min_leaf)
+        fits = (left[-1] >= least.rows) & (right[-1] >= least.rows)
     left, right = shape.bare(left), shape.bare(right)
-    fits &= impurity.rule.admits(left) & impurity.rule.admits(right)
+    fits &= admits(impurity, left, least) & admits(impurity, right, least)
     return jnp.where(
         fits, impurity.rule.score(left) + impurity.rule.score(right), -jnp.inf
     )
+
+
+def admits(impurity: Impurity, sums: Array, least: Least) -> Bool[Array, "..."]:
+    """Whether a node of these sums, without the channel of rows, may be a child."""
+    return impurity.rule.admits(sums) & (impurity.weight(sums) >= least.weight)
 
 
 def _weight(impurity: Impurity, sums: Array, shape: Shape) -> Float[Array, "..."]:

@@ -32,7 +32,7 @@ def test_gains_are_risks_taken_away(name, rng):
     y = rng.integers(0, 3, 20)
     y = y if name in ("gini", "entropy") else y + 0.5
     w = rng.uniform(0.5, 2, 20)
-    rule, weight, pure = impurity(name, num_classes=3)
+    rule, weight, pure, _ = impurity(name, num_classes=3)
     parts = slice(8), slice(8, None), slice(None)
     with jax.enable_x64(True):
         totals = [jnp.asarray(sums(name, y[p], w[p])) for p in parts]
