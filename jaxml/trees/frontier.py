@@ -253,7 +253,7 @@ def _level(
     # Rows go on to their child: 2 s or 2 s + 1, and 2 open where they rest.
     slot = jnp.minimum(state.slot, shape.open - 1)
     moves = (state.slot < shape.open) & take(split_is, slot)
-    right = (~goes_left(rows.x, slot, split)).astype(jnp.int32)
+    right = (~goes_left(rows, slot, split)).astype(jnp.int32)
     children = 2 * shape.open
     child = jnp.where(moves, 2 * slot + right, children)
     node = jnp.where(moves, take(left, slot) + right, state.node)
@@ -384,6 +384,7 @@ def _best(
     nothing = Split(
         gain=jnp.full(capacity, -jnp.inf),
         feature=jnp.zeros(capacity, jnp.int32),
+        below=jnp.zeros(capacity, jnp.int32),
         threshold=jnp.zeros(capacity, jnp.float32),
         default_left=jnp.zeros(capacity, bool),
         some_missing=jnp.zeros(capacity, bool),

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxml.trees import radix
 from jaxml.trees.codes import Codes
@@ -87,10 +86,14 @@ class Least(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The best split of every open node; the gain is -inf where there is none."""
+    """The best split of every open node; the gain is -inf where there is none.
+
+    Rows are parted by the last code on the left, or by thresholds that were drawn.
+    """
 
     gain: Float[Array, " open"]
     feature: Int[Array, " open"]
+    below: Int[Array, " open"]
     threshold: Float[Array, " open"]
     default_left: Bool[Array, " open"]
     some_missing: Bool[Array, " open"]
@@ -114,7 +117,7 @@ def by_sort(
     n, width, capacity = rows.x.shape[1], codes.width, len(feature)
     row_bits, code_bits = max(n - 1, 1).bit_length(), width.bit_length()
     row = jnp.arange(n, dtype=jnp.int64)
-    code = _code(codes, feature, level.slot).astype(jnp.int64)
+    code = _at(codes.index, feature, level.slot).astype(jnp.int64)
     key = (level.slot.astype(jnp.int64) << code_bits) + code
     bits = row_bits + code_bits + capacity.bit_length()
     key = radix.sort((key << row_bits) + row, row_bits, bits)
@@ -165,6 +168,7 @@ def by_sort(
     split = Split(
         gain=top[:capacity],
         feature=feature,
+        below=code[best],
         threshold=_threshold(codes, feature, code[best], ahead[best]),
         default_left=goes,
         some_missing=highest == width,
@@ -183,7 +187,7 @@ def by_walk(
     """Every threshold, from rows in the order of their codes; for CPUs."""
     codes = rows.codes
     assert codes is not None
-    code = _code(codes, feature, level.slot)
+    code = _at(codes.index, feature, level.slot)
     found, goes = walk(
         code,
         level.slot,
@@ -197,6 +201,7 @@ def by_walk(
     split = Split(
         gain=found.gain,
         feature=feature,
+        below=found.below,
         threshold=_threshold(codes, feature, found.below, found.above),
         default_left=goes,
         some_missing=found.last == codes.width,
@@ -219,44 +224,43 @@ def by_table(
     width, capacity = codes.width, len(feature)
     stride = width + 1
     kind = kind_of(size * stride + 1)
-    code = _code(codes, feature[:size], level.slot)
+    code = _at(codes.index, feature[:size], level.slot)
     place = level.slot.astype(kind) * kind.type(stride) + code.astype(kind)
     place = jnp.where(level.slot < size, place, kind.type(size * stride))
     table = jnp.zeros((size * stride + 1, rows.q.shape[1]), rows.q.dtype)
     table = table.at[place].add(rows.q, mode="promise_in_bounds")[:-1]
     table = jnp.moveaxis(table.reshape(size, stride, -1), 2, 0)
     total, missing = level.sums[:, :size, None], table[..., width:]
-    left = jnp.cumsum(table[..., :width], axis=2)
-    filled = _weight(impurity, table, shape) > 0
-    each = jnp.arange(width, dtype=jnp.int32)
-    after = jnp.where(filled[:, :width], each[None, :], width)
-    after = lax.cummin(after, axis=1, reverse=True)
-    after = jnp.concatenate([after[:, 1:], jnp.full((size, 1), width)], axis=1)
-    after = after.astype(jnp.int32)
+    left = prefix_sums(table[..., :width])
+    some = _weight(impurity, table, shape) > 0
+    filled, some_missing = some[:, :width], some[:, width]
+    each = jnp.arange(width, dtype=jnp.int32)[None, :]
     gain = _gain(impurity, left, total - left, least, shape)
-    gain = jnp.where(filled[:, :width], gain, -jnp.inf)
+    gain = jnp.where(filled, gain, -jnp.inf)
     goes = jnp.zeros((size, width), bool)
     if shape.has_missing:
         other = left + missing
         other = _gain(impurity, other, total - other, least, shape)
-        inner = filled[:, :width] & (after < width) & filled[:, width:]
+        highest = jnp.max(jnp.where(filled, each, -1), axis=1)
+        inner = filled & (each < highest[:, None]) & some_missing[:, None]
         other = jnp.where(inner, other, -jnp.inf)
         goes = other > gain
         gain = jnp.maximum(gain, other)
     top = jnp.max(gain, axis=1)
-    best = jnp.where(gain == top[:, None], each[None, :], width - 1).min(axis=1)
-    pick = lambda t: jnp.take_along_axis(t, best[:, None], axis=1)[:, 0]  # noqa: E731
-    most_left = pick(goes)
+    best = jnp.where(gain == top[:, None], each, width - 1).min(axis=1)
+    after = jnp.where(filled & (each > best[:, None]), each, width).min(axis=1)
+    most_left = jnp.take_along_axis(goes, best[:, None], axis=1)[:, 0]
     sums = jnp.take_along_axis(left, best[None, :, None], axis=2)[..., 0]
     sums = sums + jnp.where(most_left[None, :], missing[..., 0], 0)
     split = Split(
         gain=top,
         feature=feature[:size],
-        threshold=_threshold(codes, feature[:size], best, pick(after)),
+        below=best.astype(jnp.int32),
+        threshold=_threshold(codes, feature[:size], best, after),
         default_left=most_left,
-        some_missing=filled[:, width],
+        some_missing=some_missing,
     )
-    varies = jnp.sum(filled, axis=1) > 1
+    varies = jnp.sum(some, axis=1) > 1
 
     def pad(part: Array) -> Array:
         edges = [(0, 0)] * (part.ndim - 1) + [(0, capacity - size)]
@@ -276,10 +280,9 @@ def by_chance(
     key: PRNGKeyArray,
 ) -> Found:
     """One threshold per node, uniform between its extremes; missing rows by a coin."""
-    n, capacity = rows.x.shape[1], len(feature)
+    capacity = len(feature)
     near = jnp.minimum(level.slot, capacity - 1)
-    at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
-    value = take(rows.x.reshape(-1), at)
+    value = _at(rows.x, feature, near)
     present = ~jnp.isnan(value)
     inf = jnp.float32(jnp.inf)
     sure = {"mode": "promise_in_bounds"}
@@ -303,6 +306,7 @@ def by_chance(
     split = Split(
         gain=jnp.where(varies, gain, -jnp.inf),
         feature=feature,
+        below=jnp.zeros(capacity, jnp.int32),
         threshold=jnp.nextafter(cut, inf),
         default_left=goes,
         some_missing=some,
@@ -310,13 +314,20 @@ def by_chance(
     return split, left, varies
 
 
-def goes_left(x: Array, slot: Array, split: Split) -> Bool[Array, " rows"]:
-    """Whether each row goes to the first child of its node, if that splits."""
-    n = x.shape[1]
-    at = take(split.feature, slot) * n + jnp.arange(n, dtype=jnp.int32)
-    value = take(x.reshape(-1), at)
-    below = value < take(split.threshold, slot)
-    return jnp.where(jnp.isnan(value), take(split.default_left, slot), below)
+def goes_left(rows: Rows, slot: Array, split: Split) -> Bool[Array, " rows"]:
+    """Whether each row goes to the first child of its node, if that splits.
+
+    Codes say the same as features, and are a quarter of their size.
+    """
+    if rows.codes is None:
+        value = _at(rows.x, split.feature, slot)
+        below = value < take(split.threshold, slot)
+        missing = jnp.isnan(value)
+    else:
+        value = _at(rows.codes.index, split.feature, slot)
+        below = value <= take(split.below, slot)
+        missing = value == rows.codes.width
+    return jnp.where(missing, take(split.default_left, slot), below)
 
 
 def default_side(split: Split, count: Int[Array, " children"]) -> Bool[Array, " open"]:
@@ -325,14 +336,14 @@ def default_side(split: Split, count: Int[Array, " children"]) -> Bool[Array, " 
     return jnp.where(split.some_missing, split.default_left, left > right)
 
 
-def _code(codes: Codes, feature: Array, slot: Array) -> Int[Array, " rows"]:
-    """Each row's code in the column that its node looks at."""
+def _at(table: Array, feature: Array, slot: Array) -> Array:
+    """Each row's entry in the column that its node looks at; some entry at rest."""
     if len(feature) == 1:
-        return codes.index[feature[0]]
-    n = codes.index.shape[1]
+        return table[feature[0]]
+    n = table.shape[1]
     near = jnp.minimum(slot, len(feature) - 1)
     at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
-    return take(codes.index.reshape(-1), at)
+    return take(table.reshape(-1), at)
 
 
 def take(values: Array, index: Array) -> Array:
