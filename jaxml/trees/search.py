@@ -1,8 +1,10 @@
 """The best threshold of one column per node, for all open nodes of a level at once.
 
-Three ways to the same sums: rows sorted by (node, code) with prefix sums over them; a table
-by node and code with prefix sums over codes; or one threshold per node drawn at random.
-Missing rows are tried on both sides of every threshold, and against all the others.
+Four ways to the sums: rows sorted by (node, code) with prefix sums over them; a `walk` over
+rows sorted by code alone; a table by node and code with prefix sums over codes; or one
+threshold per node drawn at random. The first three find the same splits; which is quickest
+depends on the device and on how many nodes are open. Missing rows are tried on both sides
+of every threshold, and against all the others.
 
 The trap: a threshold lies between values that the node itself has, not between
 neighbouring codes, or predictions fall on the wrong side of a gap.

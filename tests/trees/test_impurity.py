@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxml.trees.impurity import impurity
+from jaxml.trees.search import Least, admits
 
 
 def risk(name, y, w):
@@ -61,12 +62,14 @@ def test_outputs_are_averaged(rng):
 
 
 def test_children_must_have_weight():
-    rule = impurity("squared_error", min_weight=2.0).rule
+    least = Least(jnp.int32(1), jnp.float32(2))
+    numbers, classes = impurity("squared_error"), impurity("gini", num_classes=2)
     totals = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.9, 2.0]])
-    assert rule.admits(totals).tolist() == [False, False, True]
-    rule = impurity("gini", num_classes=2, min_weight=2.0).rule
+    assert admits(numbers, totals, least).tolist() == [False, False, True]
+    assert numbers.rule.admits(totals).tolist() == [False, True, True]
     totals = jnp.array([[0.0, 1.0, 1.0], [0.0, 0.9, 1.0]])
-    assert rule.admits(totals).tolist() == [False, False, True]
+    assert admits(classes, totals, least).tolist() == [False, False, True]
+    assert classes.rule.admits(totals).tolist() == [False, True, True]
     rule = impurity("poisson").rule
     totals = jnp.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [3.0, 3.0, 3.0]])
     assert rule.admits(totals[1:]).tolist() == [True, False, True]
