@@ -2,17 +2,20 @@
 
 import re
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxml.trees.codes import encode
 from jaxml.trees.impurity import impurity
-from jaxml.trees.search import Least, Shape, _gain
+from jaxml.trees.search import Least, Level, Rows, Shape, _gain, by_sort, by_walk
 from jaxml.trees.walk import MOST, walk
 
 WIDTH, NODES = 9, 5
+SEARCHES = by_walk, by_sort
 
 
 def gain(left, right, least):
@@ -26,7 +29,7 @@ def searched(code, q, total, least):
     """The best (gain, below, above, missing left, sums) of one node's rows."""
     codes, best = np.unique(code), (-np.inf, -1, -1, False, 0 * total)
     known = q[code < WIDTH].sum(axis=0)
-    for below, above in zip(codes, codes[1:], strict=False):
+    for below, above in pairwise(codes):
         left = q[code <= below].sum(axis=0)
         sides = [False, True] if above < WIDTH and (code == WIDTH).any() else [False]
         for goes in sides:
@@ -96,6 +99,43 @@ def test_batches_are_walked_one_by_one(rng):
                 told,
                 alone,
             )
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["gini", "squared_error"])
+def test_walks_find_what_sorting_finds(name, missing, counts, rng):
+    n, columns = 200, 3
+    x = np.round(rng.normal(size=(n, columns)) * 3).astype(np.float32)
+    x[rng.random(x.shape) < missing] = np.nan
+    slot = np.minimum(rng.integers(0, 2 * NODES, n), NODES).astype(np.int32)
+    q = rng.integers(1, 4, (n, 2)).astype(np.float64)
+    q = np.concatenate([q, np.ones((n, 1))], axis=1)[:, : 2 + counts]
+    count = np.bincount(slot, minlength=NODES + 1)[:NODES].astype(np.int32)
+    first = (np.cumsum(count) - count).astype(np.int32)
+    feature = rng.integers(0, columns, NODES).astype(np.int32)
+    rule = impurity(name, num_classes=2)
+    shape = Shape(9, NODES, has_missing=missing > 0, counts=counts)
+    codes = encode(x, counted=slot < NODES)
+
+    @partial(jax.jit, static_argnums=0)
+    def found(search, q, total):
+        rows = Rows(jnp.asarray(x).T, codes, q, jnp.arange(n))
+        level = Level(*map(jnp.asarray, (slot, first, count)), total)
+        least = Least(jnp.int32(4), jnp.float32(2))
+        return search(rows, level, jnp.asarray(feature), rule, least, shape)
+
+    with jax.enable_x64(True):
+        total = jnp.asarray(totals(slot, q).T)
+        walks, sorts = (found(search, q, total) for search in SEARCHES)
+        gains = walks[0].gain, sorts[0].gain  # one may round products that it adds
+        np.testing.assert_allclose(*gains, rtol=1e-14)
+        for one, other in zip(walks[0][1:], sorts[0][1:], strict=True):
+            np.testing.assert_array_equal(one, other)
+        for one, other in zip(walks[1:], sorts[1:], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert np.isfinite(walks[0].gain).all()
+    assert walks[0].some_missing.any() == (missing > 0)
 
 
 @pytest.mark.parametrize("channels", range(2, MOST + 1))
