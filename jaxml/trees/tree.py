@@ -16,6 +16,7 @@ https://doi.org/10.1201/9781315139470; layout and comparison as in Chen and Gues
 "XGBoost: A Scalable Tree Boosting System", KDD 2016, https://arxiv.org/abs/1603.02754.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -78,7 +79,14 @@ def leaf_index(tree: Tree, x: Float[Array, "rows features"]) -> Int[Array, " row
     [1, 2, 1]
     """
     x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
-    return _descend(tree, _pack(tree, x.shape[1]), _top(tree), x.T, _depth(tree))
+    n, width = x.shape
+    flat, row = x.reshape(-1), jnp.arange(n, dtype=jnp.int32) * width
+
+    def value(column: Array) -> Array:
+        return _read(flat, row + column)
+
+    start = jnp.zeros(n, jnp.int32)
+    return _descend(tree, _pack(tree, width), value, width, start, 0, _depth(tree))
 
 
 class _Top(NamedTuple):
@@ -185,25 +193,32 @@ def _pass_top(top: _Top, columns: Array) -> tuple[Array, int]:
     return jnp.broadcast_to(below(0), columns.shape[1:]), inner.bit_length()
 
 
-def _descend(
-    tree: Tree, packed: _Packed, top: _Top, columns: Array, depth: Array
-) -> Array:
-    """The leaves in one tree of rows whose columns are given."""
-    start, levels = _pass_top(top, columns)
-    width, n = columns.shape
-    bits = (width - 1).bit_length()
-    flat, row = columns.reshape(-1), jnp.arange(n, dtype=jnp.int32)
+def _read(table: Array, at: Array) -> Array:
+    return jnp.asarray(table).at[at].get(mode="promise_in_bounds")
 
-    def read(table: jax.Array, at: Array) -> Array:
-        return table.at[at].get(mode="promise_in_bounds")
+
+def _descend(
+    tree: Tree,
+    packed: _Packed,
+    value_of: Callable[[Array], Array],
+    width: int,
+    start: Array,
+    levels: int,
+    depth: Array,
+) -> Array:
+    """The leaves in one tree of rows that stand at `start`, so many levels down.
+
+    `value_of` reads a column for every row.
+    """
+    bits = (width - 1).bit_length()
 
     def step(_: Array, node: Array) -> Array:
-        word, threshold = read(packed.word, node), read(packed.threshold, node)
+        word, threshold = _read(packed.word, node), _read(packed.threshold, node)
         if packed.column is None:
             column, word = word & ((1 << bits) - 1), word >> bits
         else:
-            column = read(packed.column, node)
-        value = read(flat, column * n + row)
+            column = _read(packed.column, node)
+        value = value_of(column)
         right = value >= threshold
         if tree.categories.shape[-1]:
             right = ~_category_goes_left(tree, node, value, ~right)
@@ -250,15 +265,20 @@ def predict_sum(
     packed, top, depth = _pack(trees, x.shape[1]), _top(trees), _depth(trees)
 
     def block(rows: Array) -> Array:
-        columns = rows.T
+        columns, (n, width) = rows.T, rows.shape
+        flat, row = columns.reshape(-1), jnp.arange(n, dtype=jnp.int32)
+
+        def value(column: Array) -> Array:
+            return _read(flat, column * n + row)
 
         def add(total: Array, one: tuple) -> tuple[Array, None]:
             tree, nodes, first, column, scale = one
-            leaf = _descend(tree, nodes, first, columns, depth)
-            value = scale * tree.value[leaf]
+            start, levels = _pass_top(first, columns)
+            leaf = _descend(tree, nodes, value, width, start, levels, depth)
+            told = scale * tree.value[leaf]
             if vector or len(init) == 1:
-                return total + value, None
-            return jnp.asarray(total).at[:, column].add(value[:, 0]), None
+                return total + told, None
+            return jnp.asarray(total).at[:, column].add(told[:, 0]), None
 
         start = jnp.broadcast_to(init[None, :], (len(rows), len(init)))
         return lax.scan(add, start, (trees, packed, top, group, weight))[0]
