@@ -19,9 +19,10 @@ sums of channels) and `vector_leaves` (the same for several outputs), `exact` an
 order can change), `growth` (levels to trees), `objectives` (losses by autodiff), `ranking`
 (gradients of queries), `boosting` (rounds of trees), `linear` (the linear booster), `model`,
 `prediction`, `partial_dependence`, `text_dump`, `model_files` and `ubjson`. Trees of any
-depth stand on `frontier` (lists of open nodes), `stages` (of large ones), `search`, `codes`,
-`radix` (order by digits), `scatter` and `scan` (sums), `impurity`, `deviation`, `pruning` and
-`planting`; ensembles of anything on `learner`.
+depth stand on `frontier` (lists of open nodes), `stages` (of large ones), `visits` (columns
+that nodes draw), `search` and `walk` (their thresholds), `codes`, `radix` (order by digits),
+`scatter` and `scan` (sums), `impurity`, `deviation`, `pruning` and `planting`; ensembles of
+anything on `learner`.
 `estimators` and `ensemble_estimators`, loaded when they are named, are the same for
 scikit-learn.
 """

@@ -6,10 +6,9 @@ appended to one list of at most 2 n - 1 nodes, and one `lax.while_loop` runs unt
 is open, however deep that is. One level costs the same work however many nodes it has,
 so that large trees are grown in `stages` of fewer and fewer rows.
 
-The rows of every node are brought in the order of one column by sorting integers, node
-above code above row, or, while nodes are few, by adding up a table by node and code. Then
-prefix sums hold what is left of every threshold. Every node draws its own columns, one per
-visit, and goes on while those it drew are constant, as random forests must.
+Every node draws its own columns, one in each of `visits`, and goes on while those it drew are
+constant, as random forests must. `search` finds the best threshold of each: by a table by
+node and code while nodes are few, then from rows in the order of their codes.
 
 The trap: sums must not depend on the order of rows, or two runs grow two trees. Channels
 are put on a grid on which every sum is exact in float64 (`fixed_point.snap`).
@@ -22,7 +21,7 @@ https://doi.org/10.1007/s10994-006-6226-1.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +33,11 @@ from jaxml.trees.deviation import Targets
 from jaxml.trees.fixed_point import snap
 from jaxml.trees.impurity import Impurity
 from jaxml.trees.search import (
+    Least,
     Level,
     Rows,
     Shape,
-    Split,
-    by_chance,
-    by_sort,
-    by_table,
+    admits,
     default_side,
     goes_left,
     take,
@@ -57,6 +54,7 @@ from jaxml.trees.stages import (
     which,
 )
 from jaxml.trees.tree import Tree
+from jaxml.trees.visits import Drawn, best_split
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 MOST = 2**31 - 1
@@ -73,6 +71,7 @@ class Limits(NamedTuple):
         min_decrease: the least gain of a split, as weight times impurity.
         columns: the first so many columns are used.
         visits: how many of them each node draws.
+        min_weight: the least weight of a child.
     """
 
     max_depth: Int[Array, ""] | int
@@ -81,6 +80,7 @@ class Limits(NamedTuple):
     min_decrease: Float[Array, ""] | float
     columns: Int[Array, ""] | int
     visits: Int[Array, ""] | int
+    min_weight: Float[Array, ""] | float = 0.0
 
 
 @export("trees.frontier.shape", since="0.1")
@@ -236,8 +236,13 @@ def _level(
     """Splits all open nodes, sends their rows on, and opens their children."""
     n = rows.x.shape[1]
     here = jax.random.fold_in(key, state.depth)
-    split, left_sums = _best(rows, state, impurity, limits, shape, here)
+    first = jnp.cumsum(state.count, dtype=jnp.int32) - state.count
+    level = Level(state.slot, first, state.count, state.sums)
     alive = state.at < shape.nodes
+    least, drawn = _least(limits), Drawn(limits.columns, limits.visits)
+    split, left_sums = best_split(
+        rows, level, alive, impurity, least, drawn, shape, here
+    )
     split_is = alive & (split.gain > -jnp.inf)
     split_is &= split.gain + 1e-12 >= limits.min_decrease
     rank = jnp.cumsum(split_is, dtype=jnp.int32) - 1
@@ -247,7 +252,7 @@ def _level(
     # Rows go on to their child: 2 s or 2 s + 1, and 2 open where they rest.
     slot = jnp.minimum(state.slot, shape.open - 1)
     moves = (state.slot < shape.open) & take(split_is, slot)
-    right = (~goes_left(rows.x, slot, split)).astype(jnp.int32)
+    right = (~goes_left(rows, slot, split)).astype(jnp.int32)
     children = 2 * shape.open
     child = jnp.where(moves, 2 * slot + right, children)
     node = jnp.where(moves, take(left, slot) + right, state.node)
@@ -305,7 +310,8 @@ def _is_open(
 ) -> Bool[Array, " nodes"]:
     """Which nodes may split, of sums, rows, and the node of each row."""
     enough = (count >= limits.min_split) & (count >= 2 * limits.min_leaf)
-    heavy = impurity.rule.admits(shape.bare(sums) / 2)  # enough for two children
+    half = shape.bare(sums) / 2
+    heavy = admits(impurity, half, _least(limits))  # enough for two children
     if impurity.pure is not None:
         mixed = ~impurity.pure(shape.bare(sums))
     else:
@@ -316,82 +322,5 @@ def _is_open(
     return enough & (count > 1) & heavy & mixed
 
 
-def _best(
-    rows: Rows,
-    state: State,
-    impurity: Impurity,
-    limits: Limits,
-    shape: Shape,
-    key: PRNGKeyArray,
-) -> tuple[Split, Float[Array, "channels open"]]:
-    """The best split of every open node over the columns that it draws."""
-    first = jnp.cumsum(state.count, dtype=jnp.int32) - state.count
-    level = Level(state.slot, first, state.count, state.sums)
-    columns = len(rows.x)
-    capacity = shape.open
-    kind = jnp.int16 if columns < 2**15 else jnp.int32
-    deck = jnp.zeros((capacity, 0), kind)
-    if shape.draws:
-        deck = jnp.broadcast_to(jnp.arange(columns, dtype=kind), (capacity, columns))
-    each = jnp.arange(capacity, dtype=jnp.int32)
-    alive = state.at < shape.nodes
-    num_open = jnp.sum(alive, dtype=jnp.int32)
-
-    def search(feature: Array, visit: Array) -> tuple[Split, Array, Array]:
-        if shape.random:
-            noise = jax.random.fold_in(jax.random.fold_in(key, 1), visit)
-            return by_chance(
-                rows, level, feature, impurity, limits.min_leaf, shape, noise
-            )
-        given = rows, level, impurity, limits.min_leaf, shape
-        options: list[Any] = [
-            partial(_through, by_table, given, size=size) for size in shape.tables
-        ]
-        if shape.sorts and (not shape.tables or shape.tables[-1] < capacity):
-            options.append(partial(_through, by_sort, given))
-        tier = sum((num_open > size).astype(jnp.int32) for size in shape.tables)
-        return lax.switch(jnp.minimum(tier, len(options) - 1), options, feature)
-
-    def wants(visit: Array, varied: Array) -> Array:
-        """Which nodes still draw: up to their number, then until a column varies."""
-        return alive & (visit < limits.columns) & ((visit < limits.visits) | ~varied)
-
-    def visit(carry: tuple) -> tuple:
-        j, best, left, varied, deck = carry
-        feature = jnp.full(capacity, j, jnp.int32)
-        if shape.draws:  # the next card of each node's shuffled deck
-            noise = jax.random.uniform(
-                jax.random.fold_in(key, 2 + j), (capacity,), jnp.float32
-            )
-            room = (limits.columns - j).astype(jnp.float32)
-            other = j + jnp.minimum(
-                (noise * room).astype(jnp.int32), limits.columns - j - 1
-            )
-            feature = deck[each, other].astype(jnp.int32)
-            deck = deck.at[each, other].set(deck[:, j])
-        found, found_left, varies = search(feature, j)
-        better = wants(j, varied) & (found.gain > best.gain)
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
-        left = jnp.where(better[None, :], found_left, left)
-        return j + 1, best, left, varied | varies, deck
-
-    nothing = Split(
-        gain=jnp.full(capacity, -jnp.inf),
-        feature=jnp.zeros(capacity, jnp.int32),
-        threshold=jnp.zeros(capacity, jnp.float32),
-        default_left=jnp.zeros(capacity, bool),
-        some_missing=jnp.zeros(capacity, bool),
-    )
-    start = jnp.int32(0), nothing, state.sums, jnp.zeros(capacity, bool), deck
-    end = lax.while_loop(lambda c: jnp.any(wants(c[0], c[3])), visit, start)
-    best, left = end[1], end[2]
-    gain = best.gain
-    if rows.targets is None:
-        gain -= impurity.rule.score(shape.bare(state.sums))
-    gain = jnp.where(best.gain > -jnp.inf, jnp.maximum(gain, 0), -jnp.inf)
-    return best._replace(gain=gain), left
-
-
-def _through(search: Any, given: tuple, feature: Array, **size: int) -> Any:
-    rows, level, *rest = given
-    return search(rows, level, feature, *rest, **size)
+def _least(limits: Limits) -> Least:
+    return Least(jnp.asarray(limits.min_leaf), jnp.asarray(limits.min_weight))

@@ -41,11 +41,13 @@ class Impurity(NamedTuple):
         rule: scores sums; its values are class shares, or means.
         weight: sums -> total weight of the rows.
         pure: sums -> whether all rows have one target; None where sums cannot tell.
+        light: whether a score takes few operations, none of them a logarithm.
     """
 
     rule: Rule
     weight: Callable[[Sums], Float[Array, "..."]]
     pure: Callable[[Sums], Bool[Array, "..."]] | None = None
+    light: bool = False
 
 
 @export("trees.impurity.impurity", since="0.1")
@@ -53,7 +55,6 @@ def impurity(
     name: Name,
     outputs: int = 1,
     num_classes: int = 0,
-    min_weight: Float[Array, ""] | float = 0.0,
 ) -> Impurity:
     """One of the impurities of classification and regression trees.
 
@@ -63,15 +64,14 @@ def impurity(
             "squared_error".
         outputs: targets per row.
         num_classes: of every target, for the first two.
-        min_weight: the least weight of a child.
 
-    >>> rule, weight, _ = impurity("gini", num_classes=2)
+    >>> rule, weight, *_ = impurity("gini", num_classes=2)
     >>> float(rule.score(jnp.array([3.0, 1.0]))), float(weight(jnp.array([3.0, 1.0])))
     (2.5, 4.0)
     """
     if name in CLASSIFIERS:
-        return _of_classes(name, outputs, num_classes, min_weight)
-    return _of_numbers(name, min_weight)
+        return _of_classes(name, outputs, num_classes)
+    return _of_numbers(name)
 
 
 def _fold(op: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
@@ -82,9 +82,7 @@ def _fold(op: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
     return reduce(op, jnp.unstack(x, axis=axis))
 
 
-def _of_classes(
-    name: str, outputs: int, num_classes: int, min_weight: Array | float
-) -> Impurity:
+def _of_classes(name: str, outputs: int, num_classes: int) -> Impurity:
     def split(sums: Sums) -> tuple[Array, Array]:
         """[outputs, classes, ...] and weights [...], 1 where they are 0."""
         c = sums.reshape(outputs, num_classes, *sums.shape[1:])
@@ -116,17 +114,16 @@ def _of_classes(
         return jnp.mean(each, axis=0)
 
     def admits(sums: Sums) -> Bool[Array, "..."]:
-        w = weight(sums)
-        return (w > 0) & (w >= min_weight)
+        return weight(sums) > 0
 
     def pure(sums: Sums) -> Bool[Array, "..."]:
         c, w = split(sums)
         return _fold(jnp.logical_and, _fold(jnp.maximum, c, 1) >= w[None], 0)
 
-    return Impurity(Rule(score, value, score_at, admits), weight, pure)
+    return Impurity(Rule(score, value, score_at, admits), weight, pure, name == "gini")
 
 
-def _of_numbers(name: str, min_weight: Array | float) -> Impurity:
+def _of_numbers(name: str) -> Impurity:
     def weight(sums: Sums) -> Float[Array, "..."]:
         return sums[-1]
 
@@ -148,10 +145,11 @@ def _of_numbers(name: str, min_weight: Array | float) -> Impurity:
         return jnp.mean(2 * v * s - w * v * v, axis=0)
 
     def admits(sums: Sums) -> Bool[Array, "..."]:
-        w = weight(sums)
-        enough = (w > 0) & (w >= min_weight)
+        enough = weight(sums) > 0
         if name == "poisson":  # a mean of zero predicts that nothing ever happens
             enough &= jnp.all(sums[:-1] > 0, axis=0)
         return enough
 
-    return Impurity(Rule(score, value, score_at, admits), weight)
+    return Impurity(
+        Rule(score, value, score_at, admits), weight, light=name != "poisson"
+    )

@@ -105,13 +105,11 @@ def grow_tree(
     """One tree for these weights, and the leaf of every row that has some."""
     x, codes, y, same, targets = prepared
     total = jnp.sum(weights)
-    rule = impurity(
-        plan.criterion,
-        plan.outputs,
-        plan.num_classes,
-        jnp.asarray(bounds.min_weight * total * (1 - 1e-6), jnp.float32),
+    rule = impurity(plan.criterion, plan.outputs, plan.num_classes)
+    limits = bounds.limits._replace(
+        min_decrease=bounds.min_decrease * total,
+        min_weight=jnp.asarray(bounds.min_weight * total * (1 - 1e-6), jnp.float32),
     )
-    limits = bounds.limits._replace(min_decrease=bounds.min_decrease * total)
     tree, leaf, _ = grow(
         x,
         codes,

@@ -1,8 +1,10 @@
 """The best threshold of one column per node, for all open nodes of a level at once.
 
-Three ways to the same sums: rows sorted by (node, code) with prefix sums over them; a table
-by node and code with prefix sums over codes; or one threshold per node drawn at random.
-Missing rows are tried on both sides of every threshold, and against all the others.
+Four ways to the sums: rows sorted by (node, code) with prefix sums over them; a `walk` over
+rows sorted by code alone; a table by node and code with prefix sums over codes; or one
+threshold per node drawn at random. The first three find the same splits; which is quickest
+depends on the device and on how many nodes are open. Missing rows are tried on both sides
+of every threshold, and against all the others.
 
 The trap: a threshold lies between values that the node itself has, not between
 neighbouring codes, or predictions fall on the wrong side of a gap.
@@ -13,11 +15,11 @@ https://doi.org/10.1201/9781315139470 (section 2.4); random thresholds as in Geu
 https://doi.org/10.1007/s10994-006-6226-1.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxml.trees import radix
 from jaxml.trees.codes import Codes
@@ -25,6 +27,7 @@ from jaxml.trees.deviation import Targets, both_sides
 from jaxml.trees.impurity import Impurity
 from jaxml.trees.scan import prefix_sums
 from jaxml.trees.scatter import kind_of
+from jaxml.trees.walk import walk
 from jaxml.typing import Array, Bool, Float, Int, PRNGKeyArray
 
 
@@ -77,11 +80,22 @@ class Level(NamedTuple):
     sums: Float[Array, "channels open"]
 
 
+class Least(NamedTuple):
+    """The least that a child must have."""
+
+    rows: Int[Array, ""]
+    weight: Float[Array, ""]
+
+
 class Split(NamedTuple):
-    """The best split of every open node; the gain is -inf where there is none."""
+    """The best split of every open node; the gain is -inf where there is none.
+
+    Rows are parted by the last code on the left, or by thresholds that were drawn.
+    """
 
     gain: Float[Array, " open"]
     feature: Int[Array, " open"]
+    below: Int[Array, " open"]
     threshold: Float[Array, " open"]
     default_left: Bool[Array, " open"]
     some_missing: Bool[Array, " open"]
@@ -96,7 +110,7 @@ def by_sort(
     level: Level,
     feature: Int[Array, " open"],
     impurity: Impurity,
-    min_leaf: Array,
+    least: Least,
     shape: Shape,
 ) -> Found:
     """Every threshold, from rows in the order of (slot, code, row)."""
@@ -105,9 +119,7 @@ def by_sort(
     n, width, capacity = rows.x.shape[1], codes.width, len(feature)
     row_bits, code_bits = max(n - 1, 1).bit_length(), width.bit_length()
     row = jnp.arange(n, dtype=jnp.int64)
-    near = jnp.minimum(level.slot, capacity - 1)
-    at = take(feature, near) * n + row.astype(jnp.int32)
-    code = take(codes.index.reshape(-1), at).astype(jnp.int64)
+    code = _at(codes.index, feature, level.slot).astype(jnp.int64)
     key = (level.slot.astype(jnp.int64) << code_bits) + code
     bits = row_bits + code_bits + capacity.bit_length()
     key = radix.sort((key << row_bits) + row, row_bits, bits)
@@ -126,7 +138,7 @@ def by_sort(
     ahead = jnp.where(last, -1, jnp.roll(code, -1))
     present = (slot < capacity) & (code < width)
     ends = present & ~last & (ahead != code)
-    gain = _gain(impurity, left, total - left, min_leaf, shape)
+    gain = _gain(impurity, left, total - left, least, shape)
     if rows.targets is not None:
         first = level.first[near]
         weight = impurity.weight(shape.bare(q))
@@ -141,7 +153,7 @@ def by_sort(
         known = jnp.zeros_like(missing).at[:, known_at].set(left, mode="drop")
         missing = level.sums - known
         other = left + missing[:, near]
-        other = _gain(impurity, other, total - other, min_leaf, shape)
+        other = _gain(impurity, other, total - other, least, shape)
         other = jnp.where(ends & (ahead < width), other, -jnp.inf)
         most_left = other > gain
         gain = jnp.maximum(gain, other)
@@ -158,6 +170,7 @@ def by_sort(
     split = Split(
         gain=top[:capacity],
         feature=feature,
+        below=code[best],
         threshold=_threshold(codes, feature, code[best], ahead[best]),
         default_left=goes,
         some_missing=highest == width,
@@ -165,64 +178,91 @@ def by_sort(
     return split, sums, lowest != highest
 
 
+def by_walk(
+    rows: Rows,
+    level: Level,
+    feature: Int[Array, " open"],
+    impurity: Impurity,
+    least: Least,
+    shape: Shape,
+) -> Found:
+    """Every threshold, from rows in the order of their codes; for CPUs."""
+    codes = rows.codes
+    assert codes is not None
+    code = _at(codes.index, feature, level.slot)
+    found, goes = walk(
+        code,
+        level.slot,
+        rows.q,
+        level.sums,
+        partial(_gain, impurity, shape=shape),
+        least,
+        codes.width,
+        shape.has_missing,
+    )
+    split = Split(
+        gain=found.gain,
+        feature=feature,
+        below=found.below,
+        threshold=_threshold(codes, feature, found.below, found.above),
+        default_left=goes,
+        some_missing=found.last == codes.width,
+    )
+    return split, found.left, found.above >= 0
+
+
 def by_table(
     rows: Rows,
     level: Level,
     feature: Int[Array, " open"],
     impurity: Impurity,
-    min_leaf: Array,
+    least: Least,
     shape: Shape,
     size: int,
 ) -> Found:
     """Every threshold, from sums by slot and code; only the first `size` slots are open."""
     codes = rows.codes
     assert codes is not None
-    n, width, capacity = rows.x.shape[1], codes.width, len(feature)
+    width, capacity = codes.width, len(feature)
     stride = width + 1
     kind = kind_of(size * stride + 1)
-    if capacity == 1:
-        code = codes.index[feature[0]]
-    else:
-        near = jnp.minimum(level.slot, size - 1)
-        at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
-        code = take(codes.index.reshape(-1), at)
+    code = _at(codes.index, feature[:size], level.slot)
     place = level.slot.astype(kind) * kind.type(stride) + code.astype(kind)
     place = jnp.where(level.slot < size, place, kind.type(size * stride))
     table = jnp.zeros((size * stride + 1, rows.q.shape[1]), rows.q.dtype)
     table = table.at[place].add(rows.q, mode="promise_in_bounds")[:-1]
     table = jnp.moveaxis(table.reshape(size, stride, -1), 2, 0)
     total, missing = level.sums[:, :size, None], table[..., width:]
-    left = jnp.cumsum(table[..., :width], axis=2)
-    filled = _weight(impurity, table, shape) > 0
-    each = jnp.arange(width, dtype=jnp.int32)
-    after = jnp.where(filled[:, :width], each[None, :], width)
-    after = lax.cummin(after, axis=1, reverse=True)
-    after = jnp.concatenate([after[:, 1:], jnp.full((size, 1), width)], axis=1)
-    after = after.astype(jnp.int32)
-    gain = _gain(impurity, left, total - left, min_leaf, shape)
-    gain = jnp.where(filled[:, :width], gain, -jnp.inf)
+    left = prefix_sums(table[..., :width])
+    some = _weight(impurity, table, shape) > 0
+    filled, some_missing = some[:, :width], some[:, width]
+    each = jnp.arange(width, dtype=jnp.int32)[None, :]
+    gain = _gain(impurity, left, total - left, least, shape)
+    gain = jnp.where(filled, gain, -jnp.inf)
     goes = jnp.zeros((size, width), bool)
     if shape.has_missing:
         other = left + missing
-        other = _gain(impurity, other, total - other, min_leaf, shape)
-        inner = filled[:, :width] & (after < width) & filled[:, width:]
+        other = _gain(impurity, other, total - other, least, shape)
+        highest = jnp.max(jnp.where(filled, each, -1), axis=1)
+        inner = filled & (each < highest[:, None]) & some_missing[:, None]
         other = jnp.where(inner, other, -jnp.inf)
         goes = other > gain
         gain = jnp.maximum(gain, other)
     top = jnp.max(gain, axis=1)
-    best = jnp.where(gain == top[:, None], each[None, :], width - 1).min(axis=1)
-    pick = lambda t: jnp.take_along_axis(t, best[:, None], axis=1)[:, 0]  # noqa: E731
-    most_left = pick(goes)
+    best = jnp.where(gain == top[:, None], each, width - 1).min(axis=1)
+    after = jnp.where(filled & (each > best[:, None]), each, width).min(axis=1)
+    most_left = jnp.take_along_axis(goes, best[:, None], axis=1)[:, 0]
     sums = jnp.take_along_axis(left, best[None, :, None], axis=2)[..., 0]
     sums = sums + jnp.where(most_left[None, :], missing[..., 0], 0)
     split = Split(
         gain=top,
         feature=feature[:size],
-        threshold=_threshold(codes, feature[:size], best, pick(after)),
+        below=best.astype(jnp.int32),
+        threshold=_threshold(codes, feature[:size], best, after),
         default_left=most_left,
-        some_missing=filled[:, width],
+        some_missing=some_missing,
     )
-    varies = jnp.sum(filled, axis=1) > 1
+    varies = jnp.sum(some, axis=1) > 1
 
     def pad(part: Array) -> Array:
         edges = [(0, 0)] * (part.ndim - 1) + [(0, capacity - size)]
@@ -237,15 +277,14 @@ def by_chance(
     level: Level,
     feature: Int[Array, " open"],
     impurity: Impurity,
-    min_leaf: Array,
+    least: Least,
     shape: Shape,
     key: PRNGKeyArray,
 ) -> Found:
     """One threshold per node, uniform between its extremes; missing rows by a coin."""
-    n, capacity = rows.x.shape[1], len(feature)
+    capacity = len(feature)
     near = jnp.minimum(level.slot, capacity - 1)
-    at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
-    value = take(rows.x.reshape(-1), at)
+    value = _at(rows.x, feature, near)
     present = ~jnp.isnan(value)
     inf = jnp.float32(jnp.inf)
     sure = {"mode": "promise_in_bounds"}
@@ -262,13 +301,14 @@ def by_chance(
     parts = jnp.where(left_is[:, None], rows.q, 0)
     left = jnp.zeros((capacity + 1, rows.q.shape[1]))
     left = left.at[level.slot].add(parts, **sure)[:-1].T
-    gain = _gain(impurity, left, level.sums - left, min_leaf, shape)
+    gain = _gain(impurity, left, level.sums - left, least, shape)
     some = jnp.zeros(capacity, bool)
     if shape.has_missing:
         some = some.at[level.slot].max(~present, mode="drop")
     split = Split(
         gain=jnp.where(varies, gain, -jnp.inf),
         feature=feature,
+        below=jnp.zeros(capacity, jnp.int32),
         threshold=jnp.nextafter(cut, inf),
         default_left=goes,
         some_missing=some,
@@ -276,13 +316,20 @@ def by_chance(
     return split, left, varies
 
 
-def goes_left(x: Array, slot: Array, split: Split) -> Bool[Array, " rows"]:
-    """Whether each row goes to the first child of its node, if that splits."""
-    n = x.shape[1]
-    at = take(split.feature, slot) * n + jnp.arange(n, dtype=jnp.int32)
-    value = take(x.reshape(-1), at)
-    below = value < take(split.threshold, slot)
-    return jnp.where(jnp.isnan(value), take(split.default_left, slot), below)
+def goes_left(rows: Rows, slot: Array, split: Split) -> Bool[Array, " rows"]:
+    """Whether each row goes to the first child of its node, if that splits.
+
+    Codes say the same as features, and are a quarter of their size.
+    """
+    if rows.codes is None:
+        value = _at(rows.x, split.feature, slot)
+        below = value < take(split.threshold, slot)
+        missing = jnp.isnan(value)
+    else:
+        value = _at(rows.codes.index, split.feature, slot)
+        below = value <= take(split.below, slot)
+        missing = value == rows.codes.width
+    return jnp.where(missing, take(split.default_left, slot), below)
 
 
 def default_side(split: Split, count: Int[Array, " children"]) -> Bool[Array, " open"]:
@@ -291,23 +338,38 @@ def default_side(split: Split, count: Int[Array, " children"]) -> Bool[Array, " 
     return jnp.where(split.some_missing, split.default_left, left > right)
 
 
+def _at(table: Array, feature: Array, slot: Array) -> Array:
+    """Each row's entry in the column that its node looks at; some entry at rest."""
+    if len(feature) == 1:
+        return table[feature[0]]
+    n = table.shape[1]
+    near = jnp.minimum(slot, len(feature) - 1)
+    at = take(feature, near) * n + jnp.arange(n, dtype=jnp.int32)
+    return take(table.reshape(-1), at)
+
+
 def take(values: Array, index: Array) -> Array:
     """Rows of `values`, without a check that the index is in bounds."""
     return jnp.asarray(values).at[index].get(mode="promise_in_bounds")
 
 
 def _gain(
-    impurity: Impurity, left: Array, right: Array, min_leaf: Array, shape: Shape
+    impurity: Impurity, left: Array, right: Array, least: Least, shape: Shape
 ) -> Float[Array, "..."]:
     """Scores of both sides, -inf where a child may not be."""
     fits = jnp.bool_(True)
     if shape.counts:
-        fits = (left[-1] >= min_leaf) & (right[-1] >= min_leaf)
+        fits = (left[-1] >= least.rows) & (right[-1] >= least.rows)
     left, right = shape.bare(left), shape.bare(right)
-    fits &= impurity.rule.admits(left) & impurity.rule.admits(right)
+    fits &= admits(impurity, left, least) & admits(impurity, right, least)
     return jnp.where(
         fits, impurity.rule.score(left) + impurity.rule.score(right), -jnp.inf
     )
+
+
+def admits(impurity: Impurity, sums: Array, least: Least) -> Bool[Array, "..."]:
+    """Whether a node of these sums, without the channel of rows, may be a child."""
+    return impurity.rule.admits(sums) & (impurity.weight(sums) >= least.weight)
 
 
 def _weight(impurity: Impurity, sums: Array, shape: Shape) -> Float[Array, "..."]:

@@ -16,6 +16,8 @@ https://doi.org/10.1201/9781315139470; layout and comparison as in Chen and Gues
 "XGBoost: A Scalable Tree Boosting System", KDD 2016, https://arxiv.org/abs/1603.02754.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,6 +30,8 @@ from jaxml.typing import Array, Bool, Float, Int, UInt32
 
 ROWS = 1024
 """Rows that go down a tree together: their features stay in the nearest cache."""
+LEVELS = 4
+"""Levels at which every row is compared with all nodes, instead of looking up its own."""
 
 
 @export("trees.tree.Tree", since="0.1")
@@ -75,7 +79,51 @@ def leaf_index(tree: Tree, x: Float[Array, "rows features"]) -> Int[Array, " row
     [1, 2, 1]
     """
     x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
-    return _descend(tree, _pack(tree, x.shape[1]), x, _depth(tree))
+    n, width = x.shape
+    flat, row = x.reshape(-1), jnp.arange(n, dtype=jnp.int32) * width
+
+    def value(column: Array) -> Array:
+        return _read(flat, row + column)
+
+    start = jnp.zeros(n, jnp.int32)
+    return _descend(tree, _pack(tree, width), value, width, start, 0, _depth(tree))
+
+
+class _Top(NamedTuple):
+    """The nodes of the first levels as a heap: the children of i are 2 i + 1 and 2 i + 2.
+
+    A leaf is its own first child, with a threshold of NaN, which no value reaches. `below`
+    holds the nodes of the level that comes next.
+    """
+
+    column: Int[Array, "*trees heap"]
+    threshold: Float[Array, "*trees heap"]
+    default_left: Bool[Array, "*trees heap"]
+    below: Int[Array, "*trees ends"]
+
+
+def _top(tree: Tree) -> _Top:
+    """As many levels as all trees of so many nodes may have; none with categories."""
+    levels = min(LEVELS, (tree.left.shape[-1] - 1) // 2)
+    if tree.categories.shape[-1]:
+        levels = 0
+    read = partial(jnp.take_along_axis, axis=-1)
+    at = jnp.zeros((*tree.left.shape[:-1], 1), jnp.int32)
+    heap = [at[..., :0]]
+    for _ in range(levels):
+        heap.append(at)
+        left = read(tree.left, at)
+        both = jnp.stack((jnp.where(left == 0, at, left), left + 1), axis=-1)
+        at = both.reshape(*at.shape[:-1], 2 * at.shape[-1])
+    node = jnp.concatenate(heap, axis=-1)
+    leaf = read(tree.is_leaf, node)
+    threshold = jnp.where(leaf, jnp.nan, read(tree.threshold, node))
+    return _Top(
+        read(tree.feature, node),
+        lax.stop_gradient(threshold),
+        leaf | read(tree.default_left, node),
+        at,
+    )
 
 
 class _Packed(NamedTuple):
@@ -123,22 +171,54 @@ def _depth(tree: Tree) -> Int[Array, ""]:
     return jnp.max(jnp.where(far == 0, steps, 0))
 
 
-def _descend(tree: Tree, packed: _Packed, x: Array, depth: Array) -> Array:
-    """The leaves of the rows of x in one tree."""
-    width = x.shape[1]
-    bits = (width - 1).bit_length()
-    flat, rows = x.reshape(-1), jnp.arange(len(x), dtype=jnp.int32) * width
+def _pass_top(top: _Top, columns: Array) -> tuple[Array, int]:
+    """The node of every row of x below the first levels, and how many those are.
 
-    def read(table: jax.Array, at: Array) -> Array:
-        return table.at[at].get(mode="promise_in_bounds")
+    Comparing a column with fifteen thresholds is quicker than reading four nodes.
+    """
+    inner = len(top.below) - 1
+    right = []
+    for i in range(inner):
+        value = lax.dynamic_index_in_dim(
+            columns, top.column[i], keepdims=False, allow_negative_indices=False
+        )
+        missing = jnp.isnan(value) & ~top.default_left[i]
+        right.append((value >= top.threshold[i]) | missing)
+
+    def below(i: int) -> Array:
+        if i >= inner:
+            return top.below[i - inner]
+        return jnp.where(right[i], below(2 * i + 2), below(2 * i + 1))
+
+    return jnp.broadcast_to(below(0), columns.shape[1:]), inner.bit_length()
+
+
+def _read(table: Array, at: Array) -> Array:
+    return jnp.asarray(table).at[at].get(mode="promise_in_bounds")
+
+
+def _descend(
+    tree: Tree,
+    packed: _Packed,
+    value_of: Callable[[Array], Array],
+    width: int,
+    start: Array,
+    levels: int,
+    depth: Array,
+) -> Array:
+    """The leaves in one tree of rows that stand at `start`, so many levels down.
+
+    `value_of` reads a column for every row.
+    """
+    bits = (width - 1).bit_length()
 
     def step(_: Array, node: Array) -> Array:
-        word, threshold = read(packed.word, node), read(packed.threshold, node)
+        word, threshold = _read(packed.word, node), _read(packed.threshold, node)
         if packed.column is None:
             column, word = word & ((1 << bits) - 1), word >> bits
         else:
-            column = read(packed.column, node)
-        value = read(flat, rows + column)
+            column = _read(packed.column, node)
+        value = value_of(column)
         right = value >= threshold
         if tree.categories.shape[-1]:
             right = ~_category_goes_left(tree, node, value, ~right)
@@ -146,7 +226,7 @@ def _descend(tree: Tree, packed: _Packed, x: Array, depth: Array) -> Array:
         right = jnp.where(jnp.isnan(value), (word & 1) == 0, right)
         return (word >> 1) + right.astype(jnp.int32)
 
-    return lax.fori_loop(0, depth, step, jnp.zeros(len(x), jnp.int32))
+    return lax.fori_loop(levels, depth, step, start)
 
 
 def _category_goes_left(
@@ -182,19 +262,26 @@ def predict_sum(
     """
     x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
     vector = trees.value.shape[-1] > 1
-    packed, depth = _pack(trees, x.shape[1]), _depth(trees)
+    packed, top, depth = _pack(trees, x.shape[1]), _top(trees), _depth(trees)
 
     def block(rows: Array) -> Array:
+        columns, (n, width) = rows.T, rows.shape
+        flat, row = columns.reshape(-1), jnp.arange(n, dtype=jnp.int32)
+
+        def value(column: Array) -> Array:
+            return _read(flat, column * n + row)
+
         def add(total: Array, one: tuple) -> tuple[Array, None]:
-            tree, nodes, column, scale = one
-            leaf = _descend(tree, nodes, rows, depth)
-            value = scale * tree.value[leaf]
+            tree, nodes, first, column, scale = one
+            start, levels = _pass_top(first, columns)
+            leaf = _descend(tree, nodes, value, width, start, levels, depth)
+            told = scale * tree.value[leaf]
             if vector or len(init) == 1:
-                return total + value, None
-            return jnp.asarray(total).at[:, column].add(value[:, 0]), None
+                return total + told, None
+            return jnp.asarray(total).at[:, column].add(told[:, 0]), None
 
         start = jnp.broadcast_to(init[None, :], (len(rows), len(init)))
-        return lax.scan(add, start, (trees, packed, group, weight))[0]
+        return lax.scan(add, start, (trees, packed, top, group, weight))[0]
 
     return in_blocks(block, x)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxml.trees.impurity import impurity
+from jaxml.trees.search import Least, admits
 
 
 def risk(name, y, w):
@@ -32,7 +33,7 @@ def test_gains_are_risks_taken_away(name, rng):
     y = rng.integers(0, 3, 20)
     y = y if name in ("gini", "entropy") else y + 0.5
     w = rng.uniform(0.5, 2, 20)
-    rule, weight, pure = impurity(name, num_classes=3)
+    rule, weight, pure, _ = impurity(name, num_classes=3)
     parts = slice(8), slice(8, None), slice(None)
     with jax.enable_x64(True):
         totals = [jnp.asarray(sums(name, y[p], w[p])) for p in parts]
@@ -61,12 +62,14 @@ def test_outputs_are_averaged(rng):
 
 
 def test_children_must_have_weight():
-    rule = impurity("squared_error", min_weight=2.0).rule
+    least = Least(jnp.int32(1), jnp.float32(2))
+    numbers, classes = impurity("squared_error"), impurity("gini", num_classes=2)
     totals = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.9, 2.0]])
-    assert rule.admits(totals).tolist() == [False, False, True]
-    rule = impurity("gini", num_classes=2, min_weight=2.0).rule
+    assert admits(numbers, totals, least).tolist() == [False, False, True]
+    assert numbers.rule.admits(totals).tolist() == [False, True, True]
     totals = jnp.array([[0.0, 1.0, 1.0], [0.0, 0.9, 1.0]])
-    assert rule.admits(totals).tolist() == [False, False, True]
+    assert admits(classes, totals, least).tolist() == [False, False, True]
+    assert classes.rule.admits(totals).tolist() == [False, True, True]
     rule = impurity("poisson").rule
     totals = jnp.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [3.0, 3.0, 3.0]])
     assert rule.admits(totals[1:]).tolist() == [True, False, True]

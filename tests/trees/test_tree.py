@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxml.trees.tree import (
+    LEVELS,
     Tree,
     compact,
     in_blocks,
@@ -53,20 +54,32 @@ def walk(tree, row):
     return node
 
 
-@pytest.mark.parametrize("words", [0, 2])
-def test_leaves_are_those_of_a_walk(rng, words):
+@pytest.mark.parametrize(("nodes", "words"), [(3, 0), (15, 0), (101, 0), (15, 2)])
+def test_leaves_are_those_of_a_walk(rng, nodes, words):
     x = (5 * rng.normal(size=(64, 4))).astype(np.float32)
     if words:
         x = np.round(np.abs(x) * 6) - 3
+    x[rng.random(x.shape) < 0.1] = np.inf
     x[rng.random(x.shape) < 0.2] = np.nan
     find = jax.jit(leaf_index)
     reached = set()
     for _ in range(5):
-        tree = random_tree(rng, words=words)
+        tree = random_tree(rng, nodes, words=words)
         expected = [walk(tree, row) for row in x]
         assert find(jax.tree.map(jnp.asarray, tree), x).tolist() == expected
         reached |= set(expected)
-    assert len(reached) > 6
+    assert len(reached) > nodes // 3
+    deepest = max(depths(tree)[node] for node in expected)
+    assert nodes < 101 or deepest > LEVELS + 1
+
+
+def depths(tree):
+    """How many steps lead to every node."""
+    steps = {0: 0}
+    for node, left in enumerate(tree.left):
+        if left:
+            steps |= {left: steps[node] + 1, left + 1: steps[node] + 1}
+    return steps
 
 
 def test_the_threshold_itself_goes_right_and_float64_is_rounded_first():
