@@ -8,9 +8,9 @@ thresholds lie halfway between values of the node, and growth stops where a node
 a limit says so. Level by level, or by the best gain next (`max_leaf_nodes`), or grown in
 full and pruned (`ccp_alpha`); missing values go where they gain most.
 
-The trap: among equal gains somebody must win. Here it is the first column and the lowest
-threshold; scikit-learn draws columns in random order, so that on data with ties its trees
-differ from seed to seed.
+The trap: among equal gains somebody must win. Of one column it is the lowest threshold, of
+several the first in an order that every level draws (in scikit-learn every node), so that
+on data with ties trees differ from key to key.
 
 Reference: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984,
 https://doi.org/10.1201/9781315139470 (chapters 2, 3, 4, 8). Deviations: missing values have

@@ -1,7 +1,8 @@
 """Which columns the open nodes of a level look at: one each in every visit.
 
 Every node draws its own columns without replacement, from a deck that it shuffles as it
-goes, or all nodes take all columns in turn. A visit searches the whole level at once:
+goes, or all nodes of a level take all columns in one order, drawn too: of columns that
+gain the same the first one wins, and none is to be preferred. A visit searches the whole level at once:
 by tables while nodes are few, then by a walk over rows on a CPU, and by sorting them on
 devices that work side by side.
 
@@ -58,6 +59,7 @@ def best_split(
     deck = jnp.zeros((capacity, 0), kind)
     if shape.draws:
         deck = jnp.broadcast_to(jnp.arange(columns, dtype=kind), (capacity, columns))
+    order = _order(key, columns, drawn.columns)
     each = jnp.arange(capacity, dtype=jnp.int32)
     num_open = jnp.sum(alive, dtype=jnp.int32)
 
@@ -73,7 +75,7 @@ def best_split(
 
     def visit(carry: tuple) -> tuple:
         j, best, left, varied, deck = carry
-        feature = jnp.full(capacity, j, jnp.int32)
+        feature = jnp.broadcast_to(order[j], (capacity,))
         if shape.draws:  # the next card of each node's shuffled deck
             noise = jax.random.uniform(
                 jax.random.fold_in(key, 2 + j), (capacity,), jnp.float32
@@ -106,6 +108,13 @@ def best_split(
         gain -= impurity.rule.score(shape.bare(level.sums))
     gain = jnp.where(best.gain > -jnp.inf, jnp.maximum(gain, 0), -jnp.inf)
     return best._replace(gain=gain), left
+
+
+def _order(key: PRNGKeyArray, columns: int, used: Array) -> Int[Array, " columns"]:
+    """The first `used` columns in any order, before the others."""
+    noise = jax.random.uniform(jax.random.fold_in(key, 0), (columns,), jnp.float32)
+    noise = jnp.where(jnp.arange(columns, dtype=jnp.int32) < used, noise, 2)
+    return jnp.argsort(noise).astype(jnp.int32)
 
 
 def _searched(

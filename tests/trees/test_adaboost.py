@@ -116,7 +116,7 @@ def test_regression_learns():
     trees = cart.learner(cart.Config("squared_error", max_depth=3))
     model = fit(x, y, trees, Config(num_rounds=10), KEY)
     left = np.mean((np.asarray(predict(model, trees, x)) - y) ** 2)
-    assert left < 0.25 * np.var(y)
+    assert left < 0.4 * np.var(y)
 
 
 @pytest.mark.parametrize(

@@ -287,3 +287,21 @@ def test_small_tables_are_padded_and_large_ones_are_not(rng):
     assert (data.columns, data.num_classes) == (5, 3)
     y = np.zeros(5000)
     assert table(np.zeros((5000, 3)), y, cart.Config(), None).x.shape == (5000, 3)
+
+
+def test_of_columns_that_gain_the_same_each_may_win(rng):
+    """Three columns alike, and one of noise: the key draws, what is told stays."""
+    x = rng.normal(size=(60, 1)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int)
+    noise = rng.normal(size=(60, 1)).astype(np.float32)
+    alike = np.concatenate((noise, x, x, x), axis=1)
+    won = []
+    for seed in range(20):
+        model = cart.fit(alike, y, cart.Config(), jax.random.key(seed))
+        assert (cart.predict(model, alike) == y).all()
+        won.append(int(model.tree.feature[0]))
+    assert set(won) == {1, 2, 3}
+    assert won[:3] == [
+        int(cart.fit(alike, y, cart.Config(), jax.random.key(s)).tree.feature[0])
+        for s in range(3)
+    ]
