@@ -38,7 +38,7 @@ class Shape(NamedTuple):
         nodes: that a tree may have.
         open: nodes of one level that may split.
         random: thresholds are drawn instead of searched.
-        draws: whether nodes draw columns; otherwise all are tried, the first first.
+        draws: whether nodes draw columns; otherwise all are tried.
         has_missing: whether values may be missing.
         counts: whether the last channel counts rows, for `min_leaf` above 1.
         tables: how many open nodes each table serves, ascending.
