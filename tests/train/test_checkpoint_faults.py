@@ -526,6 +526,7 @@ PROCESS = """
             checkpoints.save(step, placed(step))
         print(checkpoints.steps())
         check(3)
+        jax.experimental.multihost_utils.sync_global_devices("checked")
         # Of two files each process looks at one; both must refuse.
         if rank == 0:
             files = [path for path in checkpoints.path(3).rglob("*") if path.is_file()]
