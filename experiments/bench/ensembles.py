@@ -6,18 +6,17 @@
 
 100,000 rows of 28 features, one thread's CPU-seconds to fit, binning included, without the
 one compilation (15, 4 and 4 CPU-seconds, the first fit included); jaxml splits at 255 bins,
-scikit-learn between any two values. One of 2 CPU cores (Xeon), both shared with other work,
-jax 0.10.2, scikit-learn 1.9.1, seed 0, medians of the rounds:
+scikit-learn between any two values. One of 2 CPU cores (Xeon), the other one idle, jax
+0.10.2, scikit-learn 1.9.1, seed 0, medians of the rounds:
 
                              fit s                     predict 50,000 s   held-out AUC
                              jaxml  sklearn  ratio     jaxml   sklearn    jaxml    sklearn
-    forest, 2 unpruned        0.37    0.88    2.4x     0.016    0.018     0.5872   0.5956
-    forest, 10 of depth 6     0.24    1.79    7.3x     0.011    0.018     0.6959   0.7010
-    AdaBoost, 100 stumps      0.60   29.6      49x     0.113    0.133     0.7277   0.7270
+    forest, 2 unpruned        0.36    0.86    2.4x     0.015    0.017     0.5872   0.5956
+    forest, 10 of depth 6     0.25    1.82    7.2x     0.008    0.017     0.6959   0.7010
+    AdaBoost, 100 stumps      0.59   28.5      48x     0.102    0.127     0.7277   0.7270
 
-scikit-learn's stumps were measured on another day. The unpruned trees are 35 levels deep; in
-turn with the code before it (1.5x), on cores with five waiting processes, they took 0.41 and
-0.39 CPU-seconds beside 0.63 and 0.65, and the ratios were 2.3 and 2.3.
+The unpruned trees are 35 levels deep; on cores with five waiting processes they took 0.41 and
+0.39 CPU-seconds, and the ratios were 2.3 and 2.3.
 
 Peak memory with `--alone jaxml`, of the whole process: 1282 MB for the unpruned forest, 713
 for that of depth 6, 673 for the stumps; loading and data alone are 361, and scikit-learn

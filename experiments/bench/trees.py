@@ -3,16 +3,16 @@
     python -m experiments.bench.trees
 
 100,000 rows of 28 features, 100 trees of depth 6, 256 bins, one core for both libraries, in
-turn; fitting includes binning, not the one compilation. Both of 2 cores were shared; jax
-0.10.2, XGBoost 3.2.0, seed 0, medians of three rounds:
+turn; fitting includes binning, not the one compilation. One of 2 CPU cores (Xeon), the other
+one idle, jax 0.10.2, XGBoost 3.2.0, seed 0, medians of three rounds:
 
     library   fit s   predict 50,000 rows s   held-out AUC   peak MB
-    jaxml      1.62          0.038               0.7825         827
-    XGBoost    1.52          0.047               0.7865         404
+    jaxml      1.56          0.036               0.7825         827
+    XGBoost    1.46          0.049               0.7865         404
 
-The ratios move with the machine: 1.06 and 0.82 times XGBoost's time here, 1.08 and 0.74 in
-another run of five rounds; on an older one 1.08 to 1.21 to fit with nothing else to do, 0.95
-and 1.29 to fit on a core shared with twenty waiting processes. Compiling costs jaxml 7
+The ratios move with the machine: 1.07 and 0.73 times XGBoost's time here, 1.06 and 0.82 with
+both cores shared; on an older one 1.08 to 1.21 to fit with nothing else to do, 0.95 and 1.29
+to fit on a core shared with twenty waiting processes. Compiling costs jaxml 7
 CPU-seconds once. On XGBoost's own cuts both have the same AUC to four digits, 0.7865: other
 cuts are other models. Peak memory is that of a process with one library (`--alone jaxml`,
 `--alone XGBoost`), of which 363 MB are there before it starts.
