@@ -94,6 +94,8 @@ def test_values_are_shapley_values(rng, words, columns):
     for _ in range(3):  # of 15 nodes and few features: paths meet a feature again
         tree = covered(random_tree(rng, 15, columns, words), rng)
         x = rows(rng, words=words)
+        for row, node in zip(x, range(3), strict=False):  # on thresholds themselves
+            row[tree.feature[node]] = tree.threshold[node]
         actual = np.asarray(shap_values(forest([tree]), x))[:, 0]
         expected = np.array([brute_force(tree, row) for row in x])
         expected[:, -1] += 1  # the start
