@@ -9,6 +9,7 @@ import pytest
 
 from jaxml.trees import histogram
 from jaxml.trees.bins import make_bins
+from jaxml.trees.categories import holds
 from jaxml.trees.growth import Columns
 from jaxml.trees.rule import newton
 from jaxml.trees.tree import compact, leaf_index
@@ -99,6 +100,12 @@ def test_unseen_categories_go_to_the_first_child(rng):
     first = tree.left[left]
     assert int(at[0]) in {left, first, first + 1}
     assert np.isfinite(predict(model, np.array([[900.0, 0.0]], np.float32))).all()
+
+
+def test_no_set_holds_a_category_behind_its_last_word():
+    words = jnp.array([[1], [1]], jnp.uint32)
+    slot, code = jnp.array([0, 0, 0, 1]), jnp.array([0, 1, 32, 0])
+    assert holds(words, slot, code).tolist() == [True, False, False, True]
 
 
 def test_bad_categories_are_told(rng):
