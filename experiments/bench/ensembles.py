@@ -5,7 +5,7 @@
     python -m experiments.bench.ensembles --what stumps
 
 100,000 rows of 28 features, one thread's CPU-seconds to fit, binning included, without the
-one compilation (15, 4 and 4 CPU-seconds, the first fit included); jaxml splits at 255 bins,
+one compilation (14, 4 and 4 CPU-seconds, the first fit included); jaxml splits at 255 bins,
 scikit-learn between any two values. One of 2 CPU cores (Xeon), the other one idle, jax
 0.10.2, scikit-learn 1.9.1, seed 0, medians of the rounds:
 

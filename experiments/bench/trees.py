@@ -22,14 +22,14 @@ cuts are other models. Peak memory is that of a process with one library (`--alo
 
     python -m experiments.bench.trees --models 64 --rows 2000 --trees 50 --depth 4 --max-bin 64
 
-By size, 10 trees, one run each on the older machine; the cost grows with the rows:
+By size, 10 trees, one run each; the cost grows with the rows:
 
     python -m experiments.bench.trees --growth 10000 100000 1000000 --trees 10 --rounds 1
 
          rows    jaxml s   microseconds a row   XGBoost s   peak MB
-       10,000     0.10          10.4              0.17        691
-      100,000     0.58           5.8              1.06        806
-    1,000,000     6.76           6.8              8.56       1327
+       10,000     0.05           5.1              0.15        750
+      100,000     0.34           3.4              0.60        867
+    1,000,000     4.18           4.2              5.60       1391
 """
 
 import os

@@ -140,8 +140,6 @@ def named(name, missing):
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_trees_are_xgboosts(name, missing, tmp_path):
-    if missing and list(EXACT).index(name) > 3 and name != "monotone":
-        pytest.skip("missing values are tried on the others")
     data, chosen = EXACT[name]
     rounds = {"softprob": 4}.get(name, 20)
     config = Config(tree_method="exact", num_boost_round=rounds, **chosen)

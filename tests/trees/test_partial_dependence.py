@@ -97,6 +97,19 @@ def test_every_output_has_its_curve(rng, strategy):
     np.testing.assert_allclose(told, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_category_behind_the_last_word_goes_to_the_first_child():
+    """Though the last category of that word goes to the second."""
+    x = np.repeat(np.arange(32, dtype=np.float32), 4)[:, None]
+    config = dataclasses.replace(
+        ONE, categorical=(0,), max_bin=32, max_cat_to_onehot=64, num_boost_round=1
+    )
+    model = fit(x, 9.0 * (x[:, 0] == 31), config, jax.random.key(0))
+    grid = np.array([31, 40, 3], np.float32)
+    told = np.asarray(partial_dependence(model, None, 0, grid))[:, 0]
+    np.testing.assert_allclose(told, predict(model, grid[:, None]), rtol=1e-6)
+    assert told[0] > told[1] == told[2]
+
+
 def test_without_covers_both_sides_count_alike(rng):
     _, model = fitted(rng)
     trees = model.trees._replace(cover=np.zeros_like(model.trees.cover))
